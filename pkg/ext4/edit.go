@@ -132,6 +132,9 @@ func complaint(stdout, stderr []byte) string {
 	return ""
 }
 
+// linkRoom is what a fresh directory block holds in names, bytes.
+const linkRoom = 4000
+
 // script is a debugfs command file under construction.
 type script struct {
 	vol      Volume
@@ -154,9 +157,20 @@ func (s *script) build(t *tree.Tree) error {
 		}
 	}
 	names := map[string]int{}
+	room := map[string]int{}
 	for _, e := range entries {
 		if !e.Hard {
 			continue
+		}
+		// Unlike write and mkdir, ln does not make a full directory longer.
+		dir, need := path.Dir(e.Path), len(path.Base(e.Path))+12
+		if room[dir] -= need; room[dir] < 0 {
+			q, err := quote(dir)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(&s.buf, "expand_dir %s\n", q)
+			room[dir] = linkRoom - need
 		}
 		dst, err := quote(e.Path)
 		if err != nil {

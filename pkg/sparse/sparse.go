@@ -234,3 +234,32 @@ func SHA256(ctx context.Context, f *os.File, progress func(int64)) (string, int6
 	}
 	return hex.EncodeToString(h.Sum(nil)), fi.Size(), nil
 }
+
+// DigestFile is the Digest of a file, which Copy would return.
+func DigestFile(ctx context.Context, f *os.File) (string, error) {
+	extents, err := Extents(f)
+	if err != nil {
+		return "", err
+	}
+	d, buf := NewDigest(), make([]byte, bufferBytes)
+	for _, e := range extents {
+		for off := e.Offset; off < e.Offset+e.Length; {
+			n := min(e.Offset+e.Length-off, bufferBytes)
+			if _, err := io.ReadFull(io.NewSectionReader(f, off, n), buf[:n]); err != nil {
+				return "", fmt.Errorf("reading %s: %w", f.Name(), err)
+			}
+			for b, pos := buf[:n], off; len(b) > 0; {
+				m := min(len(b), BlockBytes)
+				if !bytes.Equal(b[:m], zeros[:m]) {
+					d.block(pos, b[:m])
+				}
+				b, pos = b[m:], pos+int64(m)
+			}
+			off += n
+			if ctx.Err() != nil {
+				return "", ctx.Err()
+			}
+		}
+	}
+	return d.Hex(), nil
+}

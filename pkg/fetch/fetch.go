@@ -1,0 +1,342 @@
+// Package fetch downloads files into the cache: resumed after an interruption,
+// verified before they get their name, taken from a mirror where one is set.
+//
+// A mirror is a directory or URL under which every file lies at its usual
+// place, the host's name first: MIRROR/dl.k8s.io/release/v1.37.2/….
+// There is no way to download without verification except FetchSmall, which is for
+// the checksum files themselves.
+package fetch
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/kimage-project/kimage/pkg/cache"
+	"github.com/kimage-project/kimage/pkg/progress"
+)
+
+const (
+	attempts   = 4
+	stallAfter = 60 * time.Second
+	smallBytes = 1 << 20 // checksum files are never larger
+)
+
+var client = &http.Client{Transport: &http.Transport{
+	Proxy:                 http.ProxyFromEnvironment,
+	DialContext:           (&net.Dialer{Timeout: 15 * time.Second}).DialContext,
+	TLSHandshakeTimeout:   15 * time.Second,
+	ResponseHeaderTimeout: 30 * time.Second,
+	IdleConnTimeout:       30 * time.Second,
+}}
+
+// Source is where files come from.
+type Source struct {
+	Mirror  string // directory or URL; empty: the files' own hosts
+	Cache   *cache.Cache
+	Offline bool
+	Report  *progress.Reporter
+}
+
+// ErrOffline says that something is not in the cache and may not be fetched.
+var ErrOffline = errors.New("not in the cache, and --offline forbids fetching")
+
+// Request names one file.
+type Request struct {
+	URL    string
+	SHA256 string // hex; this or SHA512 must be given
+	SHA512 string
+}
+
+// locate maps a URL into the mirror: a local path, or a URL.
+func (s Source) locate(raw string) (local, remote string, err error) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "", "", fmt.Errorf("%q is not a URL: %w", raw, err)
+	}
+	switch {
+	case u.Scheme == "file":
+		return u.Path, "", nil
+	case s.Mirror == "":
+		return "", raw, nil
+	case strings.Contains(s.Mirror, "://"):
+		return "", strings.TrimRight(s.Mirror, "/") + "/" + u.Host + u.EscapedPath(), nil
+	}
+	return filepath.Join(s.Mirror, u.Host, filepath.FromSlash(path.Clean("/"+u.Path))), "", nil
+}
+
+// Get returns the path of the verified file in the cache.
+func (s Source) Get(ctx context.Context, r Request) (string, error) {
+	if r.SHA256 == "" && r.SHA512 == "" {
+		return "", fmt.Errorf("BUG: %s is to be fetched without a checksum", r.URL)
+	}
+	name := path.Base(r.URL)
+	key := cache.Key("file", r.SHA256, r.SHA512, name)
+	entry, _, err := s.Cache.Dir(ctx, "download", key, func(ctx context.Context, dir string) error {
+		if s.Offline {
+			return fmt.Errorf("%s: %w", r.URL, ErrOffline)
+		}
+		return s.download(ctx, r, key, filepath.Join(dir, name))
+	})
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(entry, name), nil
+}
+
+// download is called with the entry's lock held, so the partial file is this
+// process's alone.
+func (s Source) download(ctx context.Context, r Request, key, final string) error {
+	partials := filepath.Join(s.Cache.Root, "partial")
+	if err := os.MkdirAll(partials, 0o755); err != nil {
+		return err
+	}
+	partial := filepath.Join(partials, key)
+	f, err := os.OpenFile(partial, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	local, remote, err := s.locate(r.URL)
+	if err != nil {
+		return err
+	}
+	if local != "" {
+		err = copyLocal(f, local)
+	} else {
+		err = s.resume(ctx, f, remote)
+	}
+	if err != nil {
+		return err
+	}
+	if err := verify(f, r); err != nil {
+		os.Remove(partial)
+		where := local + remote
+		return fmt.Errorf("%s: %w; it was deleted: try again, and if it stays so do not trust that server", where, err)
+	}
+	if err := os.Rename(partial, final); err != nil {
+		return err
+	}
+	return os.Chmod(final, 0o644)
+}
+
+func copyLocal(f *os.File, local string) error {
+	in, err := os.Open(local)
+	if err != nil {
+		return fmt.Errorf("the mirror lacks a file: %w", err)
+	}
+	defer in.Close()
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	_, err = io.Copy(f, in)
+	return err
+}
+
+// resume appends what is missing to f, again after each interruption.
+func (s Source) resume(ctx context.Context, f *os.File, from string) error {
+	var err error
+	for try := range attempts {
+		if try > 0 {
+			s.Report.Logf("%s: %v: trying again", from, err)
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Duration(try*try) * 500 * time.Millisecond):
+			}
+		}
+		var final bool
+		if final, err = s.once(ctx, f, from); err == nil || final {
+			return err
+		}
+	}
+	return fmt.Errorf("fetching %s (what arrived is kept; run the command again to go on): %w", from, err)
+}
+
+// once makes one request; final errors are not worth another try.
+func (s Source) once(ctx context.Context, f *os.File, from string) (final bool, err error) {
+	have, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return true, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
+	if err != nil {
+		return true, err
+	}
+	if have > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", have))
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return false, err
+	}
+	defer resp.Body.Close()
+	switch {
+	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
+		return false, nil // complete already, or wrong: the checksum tells
+	case resp.StatusCode == http.StatusOK && have > 0:
+		if err := f.Truncate(0); err != nil {
+			return true, err
+		}
+		if have, err = f.Seek(0, io.SeekStart); err != nil {
+			return true, err
+		}
+	case resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests:
+		return false, fmt.Errorf("%s answers %s", from, resp.Status)
+	case resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent:
+		return true, fmt.Errorf("%s answers %s", from, resp.Status)
+	}
+	bar := s.Report.Bar(path.Base(from), max(0, resp.ContentLength)+have)
+	defer bar.Done()
+	bar.Add(have)
+	stall := time.AfterFunc(stallAfter, func() { cancel(errors.New("no data for a minute")) })
+	defer stall.Stop()
+	buf := make([]byte, 256<<10)
+	for {
+		n, err := resp.Body.Read(buf)
+		if n > 0 {
+			stall.Reset(stallAfter)
+			if _, werr := f.Write(buf[:n]); werr != nil {
+				return true, werr
+			}
+			bar.Add(int64(n))
+		}
+		if errors.Is(err, io.EOF) {
+			return false, nil
+		}
+		if err != nil {
+			if cause := context.Cause(ctx); cause != nil {
+				err = cause
+			}
+			return false, err
+		}
+	}
+}
+
+func verify(f *os.File, r Request) error {
+	for _, sum := range []struct {
+		want string
+		h    hash.Hash
+	}{{r.SHA256, sha256.New()}, {r.SHA512, sha512.New()}} {
+		if sum.want == "" {
+			continue
+		}
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := io.Copy(sum.h, f); err != nil {
+			return err
+		}
+		if got := hex.EncodeToString(sum.h.Sum(nil)); got != strings.ToLower(sum.want) {
+			return fmt.Errorf("the content does not match its checksum (got %s…, want %s…)", got[:16], strings.ToLower(sum.want)[:min(16, len(sum.want))])
+		}
+	}
+	return nil
+}
+
+// FetchSmall returns a checksum file or the like, at most 1 MiB. It is kept in
+// the cache under its URL, so that --offline finds it again.
+func (s Source) FetchSmall(ctx context.Context, raw string) ([]byte, error) {
+	entry, _, err := s.Cache.Dir(ctx, "small", cache.Key(s.Mirror, raw), func(ctx context.Context, dir string) error {
+		if s.Offline {
+			return fmt.Errorf("%s: %w", raw, ErrOffline)
+		}
+		data, err := s.small(ctx, raw)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, "content"), data, 0o644)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return os.ReadFile(filepath.Join(entry, "content"))
+}
+
+func (s Source) small(ctx context.Context, raw string) ([]byte, error) {
+	local, remote, err := s.locate(raw)
+	if err != nil {
+		return nil, err
+	}
+	if local != "" {
+		return os.ReadFile(local)
+	}
+	ctx, cancel := context.WithTimeout(ctx, stallAfter)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, remote, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s answers %s", remote, resp.Status)
+	}
+	data, err := io.ReadAll(io.LimitReader(resp.Body, smallBytes+1))
+	if err == nil && len(data) > smallBytes {
+		err = fmt.Errorf("%s is longer than a checksum file", remote)
+	}
+	return data, err
+}
+
+// Checksum finds name's digest in a checksum file: one bare digest, or lines
+// of "DIGEST  NAME" as sha256sum writes them. hexDigits is its length.
+func Checksum(data []byte, name string, hexDigits int) (string, error) {
+	var all []string
+	for line := range strings.Lines(string(data)) {
+		f := strings.Fields(line)
+		if len(f) == 0 || len(f[0]) != hexDigits {
+			continue
+		}
+		if _, err := hex.DecodeString(f[0]); err != nil {
+			continue
+		}
+		if len(f) > 1 && path.Base(strings.TrimPrefix(f[1], "*")) == name {
+			return strings.ToLower(f[0]), nil
+		}
+		if len(f) == 1 {
+			all = append(all, strings.ToLower(f[0]))
+		}
+	}
+	if len(all) == 1 {
+		return all[0], nil
+	}
+	return "", fmt.Errorf("the checksum file does not name %s", name)
+}
+
+// Reachable says whether a server answers at all within five seconds.
+func Reachable(ctx context.Context, raw string) bool {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead, raw, nil)
+	if err != nil {
+		return false
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.StatusCode < 400
+}
