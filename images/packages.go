@@ -3,7 +3,6 @@ package images
 import (
 	"archive/tar"
 	"context"
-	_ "embed"
 	"fmt"
 	"io"
 	"os"
@@ -36,27 +35,6 @@ const (
 	typeESP  = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 	typeRoot = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
 )
-
-//go:embed files/grub-early.cfg
-var grubEarly string
-
-//go:embed files/grub.cfg
-var grubConfig string
-
-//go:embed files/base-fstab
-var baseFstab string
-
-//go:embed files/base-cloud.cfg
-var baseCloudConfig []byte
-
-//go:embed files/base-ds-identify.cfg
-var baseDSIdentify []byte
-
-//go:embed files/base-dhcp.network
-var baseDHCP []byte
-
-//go:embed files/base-sshd-keys.service
-var baseHostKeys []byte
 
 // dropped are paths that differ from one run of mmdebstrap to the next, or that
 // belong to the machine that ran it.
@@ -91,7 +69,7 @@ func (b packagesBase) make(ctx context.Context, file string) (packages []string,
 	volumeID := gpt.DeriveGUID("base-esp", b.os.Name)[:8]
 	subst := strings.NewReplacer("@ROOT_UUID@", rootUUID, "@ESP_UUID@", volumeID[:4]+"-"+volumeID[4:], "@TITLE@", b.os.Title)
 	tarball := filepath.Join(b.scratch, "root.tar")
-	if err := b.debootstrap(ctx, tarball, subst.Replace(grubEarly)); err != nil {
+	if err := b.debootstrap(ctx, tarball, subst.Replace(string(embedded("base/grub-early.cfg")))); err != nil {
 		return nil, err
 	}
 	root, boot, err := b.unpack(tarball)
@@ -212,14 +190,14 @@ func (b packagesBase) configure(t *tree.Tree, subst *strings.Replacer) error {
 		}
 	}
 	files := map[string][]byte{
-		"boot/grub/grub.cfg":                          []byte(subst.Replace(grubConfig)),
-		"etc/fstab":                                   []byte(subst.Replace(baseFstab)),
+		"boot/grub/grub.cfg":                          []byte(subst.Replace(string(embedded("base/grub.cfg")))),
+		"etc/fstab":                                   []byte(subst.Replace(string(embedded("base/fstab")))),
 		"etc/machine-id":                              nil,
 		"etc/hostname":                                []byte("localhost\n"),
-		"etc/cloud/cloud.cfg.d/90_kimage.cfg":         baseCloudConfig,
-		"etc/cloud/ds-identify.cfg":                   baseDSIdentify,
-		"etc/systemd/network/99-kimage-dhcp.network":  baseDHCP,
-		"etc/systemd/system/kimage-host-keys.service": baseHostKeys,
+		"etc/cloud/cloud.cfg.d/90_kimage.cfg":         embedded("base/cloud.cfg"),
+		"etc/cloud/ds-identify.cfg":                   embedded("base/ds-identify.cfg"),
+		"etc/systemd/network/99-kimage-dhcp.network":  embedded("base/dhcp.network"),
+		"etc/systemd/system/kimage-host-keys.service": embedded("base/sshd-keys.service"),
 	}
 	for p, content := range files {
 		if _, exists := t.Lookup(p); exists {

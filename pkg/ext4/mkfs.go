@@ -55,7 +55,11 @@ func Make(ctx context.Context, c MakeConfig) error {
 	if err := run.Run(ctx, run.Cmd{Argv: argv, Env: append(fakeTime(c.UnixTime), "MKE2FS_CONFIG="+conf)}); err != nil {
 		return fmt.Errorf("making ext4 filesystem %s: %w", c.Label, err)
 	}
-	return nil
+	if c.ReservedUID == 0 {
+		return nil
+	}
+	v := Volume{File: c.File, OffsetBytes: c.OffsetBytes, UnixTime: c.UnixTime}
+	return v.debugfs(ctx, fmt.Appendf(nil, "ssv def_resuid %d\nssv def_resgid %d\n", c.ReservedUID, c.ReservedUID))
 }
 
 // fakeTime makes e2fsprogs use one time for everything that it stamps.

@@ -1,0 +1,87 @@
+// Command kimage-agent runs on every node that kimage baked.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kimage-project/kimage/bootstrap"
+)
+
+var errNotReady = errors.New("not ready")
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := newRoot().ExecuteContext(ctx)
+	switch {
+	case errors.Is(err, errNotReady):
+		os.Exit(1)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "kimage-agent:", err)
+		os.Exit(2)
+	}
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{Use: "kimage-agent", Short: "Make a Kubernetes node of this machine", SilenceErrors: true, SilenceUsage: true}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(
+		&cobra.Command{Use: "prepare", Short: "Apply the payload's settings, put Kubernetes' state on the data partition (at every boot)", Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error { return bootstrap.Prepare(cmd.Context()) }},
+		&cobra.Command{Use: "import", Short: "Import the container images of the node image", Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error { return bootstrap.Import(cmd.Context()) }},
+		&cobra.Command{Use: "grow", Short: "Grow the data partition to the end of the disk", Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				g, err := bootstrap.Grow(cmd.Context())
+				if err == nil {
+					fmt.Printf("partition %d MiB, file system %d MiB, grown: %t\n", g.PartitionBytes>>20, g.FilesystemBytes>>20, g.Grown)
+				}
+				return err
+			}},
+		newStatus())
+	return root
+}
+
+func newStatus() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{Use: "status", Short: "Say whether this node is what its image promises; exits with 1 if not", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s := bootstrap.Observe(cmd.Context())
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				if err := enc.Encode(s); err != nil {
+					return err
+				}
+			} else {
+				fmt.Printf("imageID %s, %s, Kubernetes %s\n", s.ImageID, s.OS, s.Kubernetes)
+				w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
+				for _, c := range []struct {
+					name string
+					bootstrap.Check
+				}{{"payload merged", s.Merged}, {"payload verified", s.Verified}, {"data partition grown", s.Grown}, {"runtime answers", s.Runtime}, {"images present", s.Images}} {
+					mark := "yes"
+					if !c.OK {
+						mark = "NO"
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\n", c.name, mark, c.Detail)
+				}
+				w.Flush()
+			}
+			if !s.OK {
+				return errNotReady
+			}
+			return nil
+		}}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	return cmd
+}

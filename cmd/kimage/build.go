@@ -1,0 +1,116 @@
+package main
+
+import (
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kimage-project/kimage/images"
+	"github.com/kimage-project/kimage/pkg/atomicfile"
+	"github.com/kimage-project/kimage/pkg/cache"
+	"github.com/kimage-project/kimage/pkg/progress"
+)
+
+//go:embed agent
+var agents embed.FS
+
+func newBuild() *cobra.Command {
+	var c images.Config
+	var cacheDir, clusterFile string
+	var asJSON, quiet bool
+	cmd := &cobra.Command{
+		Use:   "build --os NAME",
+		Short: "Bake a node image",
+		Long: `Bakes a disk image: the operating system, a read-only payload with Kubernetes,
+runtime, CNI plugins, etcd and the agent, and the container images that kubeadm wants.
+
+The same inputs give the same bytes. What was fetched or built is cached; the
+second build of an image takes seconds.`,
+		Example: `  kimage build --os debian-13
+  kimage build --os debian-13 --kubernetes 1.36 --network none --format raw,qcow2 -o images
+  kimage build --os debian-13 --base debian-13-generic-amd64.qcow2
+  kimage build --os debian-13 --components /srv/mirror --offline`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if clusterFile != "" {
+				if err := fromClusterFile(cmd, clusterFile, &c); err != nil {
+					return err
+				}
+			}
+			if !quiet {
+				c.Report = progress.New(os.Stderr, images.Stages)
+			}
+			var err error
+			if c.Cache, err = cache.Open(cacheDir, c.Report.Logf); err != nil {
+				return err
+			}
+			if c.Agent == "" {
+				scratch, err := c.Cache.Scratch()
+				if err != nil {
+					return err
+				}
+				defer scratch.Remove()
+				if c.Agent, err = embeddedAgent(scratch, c.Arch); err != nil {
+					return err
+				}
+			}
+			b, err := images.New(c)
+			if err != nil {
+				return err
+			}
+			result, err := b.Build(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				return enc.Encode(result)
+			}
+			if !quiet {
+				fmt.Fprint(cmd.OutOrStdout(), result.Receipt())
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.OS, "os", "", "operating system (kimage list os)")
+	f.StringVar(&c.Kubernetes, "kubernetes", "", "Kubernetes version, or a minor version for its newest patch (default: newest of kimage list kubernetes)")
+	f.StringVar(&c.Runtime, "runtime", "containerd", "container runtime")
+	f.StringVar(&c.Network, "network", "flannel", "network plugin: flannel or none")
+	f.StringVar(&c.Arch, "arch", "amd64", "processor architecture")
+	f.StringSliceVar(&c.Formats, "format", []string{"raw"}, "disk formats: raw, qcow2")
+	f.StringVar(&c.Base, "base", "auto", "where the operating system comes from: auto, packages, FILE or URL (raw or qcow2, also .gz .xz .zst .bz2)")
+	f.StringVar(&c.Components, "components", "auto", "where programs and container images come from: auto, release, source, or a mirror's DIR or URL")
+	f.StringVar(&c.Images, "images", "all", "container images to preload: all, control-plane or none")
+	f.StringVar(&c.AptMirror, "apt-mirror", "", "Debian archive (default: the one this machine's apt is set to)")
+	f.StringVar(&c.Agent, "agent", "", "file with kimage-agent for --arch (default: the one inside kimage)")
+	f.StringVar(&c.Name, "name", "", "name of the image (default: OS-KUBERNETES-ARCH)")
+	f.StringVarP(&c.Output, "output", "o", "out", "directory for what is made")
+	f.StringVar(&cacheDir, "cache", "", "cache directory (default: $KIMAGE_CACHE or ~/.cache/kimage)")
+	f.BoolVar(&c.Offline, "offline", false, "use nothing but the cache")
+	f.StringVarP(&clusterFile, "file", "f", "", "cluster file that says os, kubernetes, runtime and network")
+	f.BoolVar(&asJSON, "json", false, "print one JSON object that describes the result")
+	f.BoolVar(&quiet, "quiet", false, "print nothing but errors")
+	return cmd
+}
+
+// embeddedAgent writes the agent that kimage carries to scratch; empty: this
+// kimage was built without.
+func embeddedAgent(scratch *atomicfile.TempDir, arch string) (string, error) {
+	data, err := agents.ReadFile("agent/kimage-agent-" + arch)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(scratch.Path, "kimage-agent")
+	return file, os.WriteFile(file, data, 0o755)
+}

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kimage-project/kimage/images"
+	"github.com/kimage-project/kimage/images/components"
+)
+
+func newList() *cobra.Command {
+	var asJSON bool
+	kinds := []string{"os", "kubernetes", "runtimes", "networks", "formats"}
+	cmd := &cobra.Command{
+		Use:       "list [" + strings.Join(kinds, "|") + "]",
+		Short:     "List what can be baked",
+		ValidArgs: kinds,
+		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			oses, err := images.OSes()
+			if err != nil {
+				return err
+			}
+			versions, err := components.Versions()
+			if err != nil {
+				return err
+			}
+			lists := map[string][]string{"kubernetes": versions, "runtimes": images.Runtimes, "networks": images.Networks, "formats": images.Formats}
+			if asJSON {
+				all := map[string]any{"apiVersion": images.APIVersion, "os": oses}
+				for k, v := range lists {
+					all[k] = v
+				}
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(all)
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
+			if len(args) == 0 || args[0] == "os" {
+				fmt.Fprintln(w, "OS\tALSO\tSYSTEM\tARCH\tFIRST BOOT\tTESTED")
+				for _, o := range oses {
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", o.Name, strings.Join(o.Aliases, ", "), o.Title, strings.Join(o.Arches, ", "), o.FirstBoot, o.Tested)
+				}
+			}
+			for _, kind := range kinds[1:] {
+				if len(args) == 0 {
+					fmt.Fprintf(w, "%s\t%s\n", kind, strings.Join(lists[kind], ", "))
+				} else if args[0] == kind {
+					fmt.Fprintln(w, strings.Join(lists[kind], "\n"))
+				}
+			}
+			return w.Flush()
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	return cmd
+}

@@ -1,0 +1,66 @@
+// Command kimage bakes immutable Kubernetes node images.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit status of every command.
+const (
+	statusNo           = 1 // differs, not verified, not ready
+	statusCouldNotTell = 2 // usage, network, missing tool, bad input
+)
+
+// errNo is what a command returns whose answer is no, after it has said so.
+var errNo = errors.New("no")
+
+func main() {
+	os.Exit(run(os.Args[1:]))
+}
+
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := newRoot()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errNo):
+		return statusNo
+	case ctx.Err() != nil:
+		fmt.Fprintln(os.Stderr, "kimage: interrupted; nothing is left behind")
+		return statusCouldNotTell
+	}
+	// One line, however many things are wrong.
+	fmt.Fprintf(os.Stderr, "kimage: %s\n", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; "))
+	return statusCouldNotTell
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "kimage",
+		Short: "Bake immutable Kubernetes node images",
+		Long: `kimage bakes Linux images with kubelet, container runtime, CNI plugins and the
+container images of the control plane, from a stock image or from packages:
+no virtual machine, no container engine, no root.
+
+  kimage build --os debian-13     one image, ready for kubeadm init without a network`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(newBuild(), newInspect(), newList(), newDoctor(), newCache(), newVersion())
+	return root
+}

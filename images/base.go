@@ -1,0 +1,332 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/kimage-project/kimage/pkg/cache"
+	"github.com/kimage-project/kimage/pkg/decompress"
+	"github.com/kimage-project/kimage/pkg/doctor"
+	"github.com/kimage-project/kimage/pkg/ext4"
+	"github.com/kimage-project/kimage/pkg/fetch"
+	"github.com/kimage-project/kimage/pkg/gpt"
+	"github.com/kimage-project/kimage/pkg/qcow2"
+	"github.com/kimage-project/kimage/pkg/sparse"
+)
+
+const (
+	baseAuto     = "auto"
+	basePackages = "packages"
+	baseDisk     = "disk.raw" // the image in a cache entry
+)
+
+// base is a disk image in the cache.
+type base struct {
+	entry string // cache entry
+	info  baseInfo
+}
+
+func (b base) file() string { return filepath.Join(b.entry, baseDisk) }
+
+// findBase makes or unpacks the base into the cache.
+func (b *Builder) findBase(ctx context.Context) (base, error) {
+	given := b.config.Base
+	if given == "" || given == baseAuto {
+		given = basePackages // no OS file names a vendor's image yet
+	}
+	var found base
+	var err error
+	switch {
+	case given == basePackages:
+		found, err = b.packagesBase(ctx)
+	case strings.Contains(given, "://"):
+		found, err = b.urlBase(ctx, given)
+	default:
+		found, err = b.fileBase(ctx, given)
+	}
+	if err != nil {
+		return base{}, err
+	}
+	if found.info.Digest, err = b.cache.Digest(found.entry, baseDisk); err != nil {
+		return base{}, err
+	}
+	fi, err := os.Stat(found.file())
+	if err != nil {
+		return base{}, err
+	}
+	found.info.SizeBytes = fi.Size()
+	return found, nil
+}
+
+func (b *Builder) packagesBase(ctx context.Context) (base, error) {
+	if b.os.Packages.Suite == "" {
+		return base{}, fmt.Errorf("%s cannot be made from packages: name an image with --base FILE or URL", b.os.Title)
+	}
+	recipe := []string{"base-2", b.config.Arch, b.config.AptMirror, fmt.Sprintf("%+v", b.os)}
+	dir, err := files.ReadDir("files/base")
+	if err != nil {
+		return base{}, err
+	}
+	for _, f := range dir {
+		recipe = append(recipe, string(embedded("base/"+f.Name())))
+	}
+	entry, _, err := b.cache.Dir(ctx, "base", cache.Key(recipe...), func(ctx context.Context, dir string) error {
+		if b.config.Offline {
+			return fmt.Errorf("the base from packages: %w", fetch.ErrOffline)
+		}
+		if err := doctor.Check(doctor.Bake, doctor.BasePackages); err != nil {
+			return fmt.Errorf("making a base from packages: %w", err)
+		}
+		scratch, err := b.cache.Scratch()
+		if err != nil {
+			return err
+		}
+		defer scratch.Remove()
+		// mmdebstrap in a user namespace writes here under another identity.
+		if err := os.Chmod(scratch.Path, 0o755); err != nil {
+			return err
+		}
+		archive, err := mirror(b.config.AptMirror)
+		if err != nil {
+			return err
+		}
+		b.report.Logf("%s from packages (about a minute, once)", b.os.Title)
+		defer b.report.Step("installing packages")()
+		list, err := packagesBase{os: b.os, mirror: archive, scratch: scratch.Path, unixTime: unixTime}.make(ctx, filepath.Join(dir, baseDisk))
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, "packages"), []byte(strings.Join(list, "\n")), 0o644)
+	})
+	if err != nil {
+		return base{}, err
+	}
+	list, err := os.ReadFile(filepath.Join(entry, "packages"))
+	if err != nil {
+		return base{}, err
+	}
+	return base{entry, baseInfo{Origin: "Debian packages, suite " + b.os.Packages.Suite, VerifiedBy: "Debian's archive key", Signed: true,
+		Packages: strings.Split(string(list), "\n")}}, nil
+}
+
+// fileBase unpacks an image file, named in the cache by its content.
+func (b *Builder) fileBase(ctx context.Context, name string) (base, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return base{}, fmt.Errorf("--base: %w", err)
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err == nil && !fi.Mode().IsRegular() {
+		return base{}, fmt.Errorf("--base %s is not a file", name)
+	}
+	sum, _, err := sparse.SHA256(ctx, f, nil)
+	if err != nil {
+		return base{}, err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return base{}, err
+	}
+	entry, err := b.unpackBase(ctx, sum, name, func(context.Context) (*os.File, error) { return os.Open(name) })
+	return base{entry, baseInfo{Origin: filepath.Base(name) + " sha256:" + sum, VerifiedBy: "nobody: a file that was given"}}, err
+}
+
+// urlBase downloads an image. The checksum stands after a # in the URL, or
+// in URL.sha256 or SHA256SUMS or SHA512SUMS beside it.
+func (b *Builder) urlBase(ctx context.Context, url string) (base, error) {
+	src := fetch.Source{Cache: b.cache, Offline: b.config.Offline, Report: b.report}
+	plain, pinned, _ := strings.Cut(url, "#")
+	req, by := fetch.Request{URL: plain}, "the checksum in --base"
+	var err error
+	if pinned != "" {
+		algorithm, sum, ok := strings.Cut(pinned, ":")
+		switch {
+		case ok && algorithm == "sha256" && len(sum) == 64:
+			req.SHA256 = sum
+		case ok && algorithm == "sha512" && len(sum) == 128:
+			req.SHA512 = sum
+		default:
+			return base{}, fmt.Errorf("--base %s: what follows # must be sha256:HEX or sha512:HEX", url)
+		}
+	} else if req, by, err = findChecksum(ctx, src, plain); err != nil {
+		return base{}, err
+	}
+	local, err := src.Get(ctx, req)
+	if err != nil {
+		return base{}, err
+	}
+	entry, err := b.unpackBase(ctx, req.SHA256+req.SHA512, plain, func(ctx context.Context) (*os.File, error) {
+		// Verified when it was stored; what is read now must still be that.
+		if err := b.cache.Verify(ctx, filepath.Dir(local)); err != nil {
+			return nil, err
+		}
+		return os.Open(local)
+	})
+	return base{entry, baseInfo{Origin: plain, VerifiedBy: by}}, err
+}
+
+func findChecksum(ctx context.Context, src fetch.Source, url string) (fetch.Request, string, error) {
+	dir, name := url[:strings.LastIndex(url, "/")], url[strings.LastIndex(url, "/")+1:]
+	var tried []error
+	for _, c := range []struct {
+		url    string
+		digits int
+	}{{url + ".sha256", 64}, {dir + "/SHA256SUMS", 64}, {dir + "/SHA512SUMS", 128}} {
+		data, err := src.FetchSmall(ctx, c.url)
+		if err != nil {
+			tried = append(tried, err)
+			continue
+		}
+		sum, err := fetch.Checksum(data, name, c.digits)
+		if err != nil {
+			tried = append(tried, fmt.Errorf("%s: %w", c.url, err))
+			continue
+		}
+		r := fetch.Request{URL: url, SHA256: sum}
+		if c.digits == 128 {
+			r = fetch.Request{URL: url, SHA512: sum}
+		}
+		return r, c.url[strings.LastIndex(c.url, "/")+1:] + " beside the download", nil
+	}
+	return fetch.Request{}, "", fmt.Errorf("no checksum for %s (add one: --base '%s#sha256:HEX'): %w", url, url, errors.Join(tried...))
+}
+
+// unpackBase turns an image in any supported container into a raw disk in the cache.
+func (b *Builder) unpackBase(ctx context.Context, sum, name string, open func(context.Context) (*os.File, error)) (string, error) {
+	entry, _, err := b.cache.Dir(ctx, "base", cache.Key("unpacked-1", sum), func(ctx context.Context, dir string) error {
+		f, err := open(ctx)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		b.report.Logf("unpacking %s", filepath.Base(name))
+		if err := toRaw(ctx, f, filepath.Join(dir, baseDisk), dir); err != nil {
+			return fmt.Errorf("base %s: %w", name, err)
+		}
+		return nil
+	})
+	return entry, err
+}
+
+// toRaw writes the disk in f, which may be compressed and may be qcow2, to raw.
+func toRaw(ctx context.Context, f *os.File, raw, scratch string) error {
+	head := make([]byte, 8)
+	if _, err := io.ReadFull(f, head); err != nil {
+		return errors.New("the file is too short for a disk image")
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	out, err := os.OpenFile(raw, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	if decompress.Detect(head) != "" {
+		z, err := decompress.Reader(f)
+		if err != nil {
+			return err
+		}
+		defer z.Close()
+		if _, _, err := sparse.CopyStream(ctx, out, z, nil); err != nil {
+			return fmt.Errorf("unpacking (is the file complete?): %w", err)
+		}
+		if f = out; qcow2.Detect(f) {
+			inner := filepath.Join(scratch, "inner")
+			if err := os.Rename(raw, inner); err != nil {
+				return err
+			}
+			defer os.Remove(inner)
+			if out, err = os.OpenFile(raw, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644); err != nil {
+				return err
+			}
+			defer out.Close()
+		}
+	}
+	if qcow2.Detect(f) {
+		img, err := qcow2.Open(f)
+		if err != nil {
+			return err
+		}
+		_, err = sparse.Copy(ctx, out, img, img.SizeBytes(), nil, nil)
+		return err
+	}
+	if f == out {
+		return nil
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	extents, err := sparse.Extents(f)
+	if err != nil {
+		return err
+	}
+	_, err = sparse.Copy(ctx, out, f, fi.Size(), extents, nil)
+	return err
+}
+
+// rootTypes are the partition types under which systems keep an ext4 root.
+var rootTypes = []string{typeRoot, "0FC63DAF-8483-4772-8E79-3D69D8477DE4", "B921B045-1DF0-41C3-AF44-4C6F280D3FAE"}
+
+// findRoot finds the root partition of the disk in file: ext4, with the
+// os-release of the system that is to be baked.
+func (b *Builder) findRoot(ctx context.Context, file string) (*gpt.Table, gpt.Partition, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, gpt.Partition{}, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, gpt.Partition{}, err
+	}
+	table, err := gpt.Read(f, fi.Size())
+	if err != nil {
+		return nil, gpt.Partition{}, fmt.Errorf("the base: %w: is it a disk image of %s, complete?", err, b.os.Title)
+	}
+	var seen []string
+	for _, p := range table.Partitions {
+		seen = append(seen, fmt.Sprintf("%d %q", p.Number, p.Name))
+		if !slices.Contains(rootTypes, p.TypeGUID) {
+			continue
+		}
+		if _, err := ext4.ReadSuperblock(f, p.OffsetBytes()); errors.Is(err, ext4.ErrNotExt4) {
+			continue
+		} else if err != nil {
+			return nil, gpt.Partition{}, fmt.Errorf("the base: %w", err)
+		}
+		release, err := b.osRelease(ctx, ext4.Volume{File: file, OffsetBytes: p.OffsetBytes()})
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, gpt.Partition{}, fmt.Errorf("the base: %w", err)
+		}
+		if release["ID"] != b.os.Sysext.ID || release["VERSION_ID"] != b.os.Sysext.VersionID {
+			return nil, gpt.Partition{}, fmt.Errorf("the base holds %s, not %s: choose another --os or another --base", release["PRETTY_NAME"], b.os.Title)
+		}
+		return table, p, nil
+	}
+	return nil, gpt.Partition{}, fmt.Errorf("the base has no ext4 root partition that kimage knows (found: %s): is it an image of %s?", strings.Join(seen, ", "), b.os.Title)
+}
+
+func (b *Builder) osRelease(ctx context.Context, v ext4.Volume) (map[string]string, error) {
+	data, err := v.ReadFile(ctx, "usr/lib/os-release")
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]string{}
+	for line := range strings.Lines(string(data)) {
+		if k, val, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			out[k] = strings.Trim(val, `"'`)
+		}
+	}
+	return out, nil
+}

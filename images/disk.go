@@ -1,0 +1,253 @@
+package images
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/kimage-project/kimage/images/components"
+	"github.com/kimage-project/kimage/pkg/atomicfile"
+	"github.com/kimage-project/kimage/pkg/cache"
+	"github.com/kimage-project/kimage/pkg/ext4"
+	"github.com/kimage-project/kimage/pkg/gpt"
+	"github.com/kimage-project/kimage/pkg/oci"
+	"github.com/kimage-project/kimage/pkg/qcow2"
+	"github.com/kimage-project/kimage/pkg/sparse"
+	"github.com/kimage-project/kimage/pkg/tree"
+)
+
+const (
+	typeLinux   = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
+	kimageName  = "KIMAGE"
+	mebibyte    = 1 << 20
+	kimageSlack = 1 << 30 // room on KIMAGE until it is grown
+	// reservedPercent of KIMAGE can be filled only with CAP_SYS_RESOURCE, which
+	// pods do not have: they cannot take the room that etcd and the kubelet need.
+	reservedPercent = 5
+	// reservedUID owns the reserve besides: an account that exists nowhere, so
+	// that root in a container is not the owner (the default is uid 0).
+	reservedUID = 64999
+)
+
+// disk is the image under construction: a copy of the base, then its root with
+// the activation files, then KIMAGE behind all other partitions.
+type disk struct {
+	builder *Builder
+	base    base
+	table   *gpt.Table
+	root    gpt.Partition
+	out     *os.File
+	scratch string
+}
+
+// baseRoot is the root file system in the base, for reading.
+func (d *disk) baseRoot() ext4.Volume {
+	return ext4.Volume{File: d.base.file(), OffsetBytes: d.root.OffsetBytes(), UnixTime: unixTime}
+}
+
+// copyBase copies the base and compares what was read with what was stored.
+func (d *disk) copyBase(ctx context.Context) error {
+	in, err := os.Open(d.base.file())
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	extents, err := sparse.Extents(in)
+	if err != nil {
+		return err
+	}
+	var total int64
+	for _, e := range extents {
+		total += e.Length
+	}
+	bar := d.builder.report.Bar("copying the base", total)
+	defer bar.Done()
+	digest, err := sparse.Copy(ctx, d.out, in, d.base.info.SizeBytes, extents, bar.Add)
+	if err != nil {
+		return fmt.Errorf("copying the base: %w", err)
+	}
+	if kind, want, _ := strings.Cut(d.base.info.Digest, ":"); kind == "sparse" && digest != want {
+		return d.builder.cache.Discard(d.base.entry, errors.New(baseDisk+" has changed since it was stored"))
+	}
+	return nil
+}
+
+// assemble writes everything but the base.
+func (d *disk) assemble(ctx context.Context, p payload, m manifest, set *components.Set) error {
+	images, err := d.builder.imageArchive(ctx, set)
+	if err != nil {
+		return err
+	}
+	if err := d.activate(ctx, p, m); err != nil {
+		return fmt.Errorf("writing activation files: %w", err)
+	}
+	part, err := d.addPartition(p, images)
+	if err != nil {
+		return err
+	}
+	return d.fillKIMAGE(ctx, part, p, m, images)
+}
+
+// activate edits the copy's root file system.
+func (d *disk) activate(ctx context.Context, p payload, m manifest) error {
+	v := ext4.Volume{File: d.out.Name(), OffsetBytes: d.root.OffsetBytes(), UnixTime: unixTime}
+	repaired, err := v.Prepare(ctx)
+	if err != nil {
+		return err
+	}
+	if repaired {
+		d.builder.report.Logf("the base was not shut down cleanly: its file system was repaired (in the copy)")
+	}
+	t, err := d.builder.activationTree(p, m.ImageID)
+	if err != nil {
+		return err
+	}
+	var paths []string
+	for _, e := range t.Entries() {
+		paths = append(paths, e.Path)
+	}
+	have, err := v.Stat(ctx, paths)
+	if err != nil {
+		return err
+	}
+	if err := v.Add(ctx, t, have, d.scratch); err != nil {
+		return err
+	}
+	return v.Check(ctx)
+}
+
+// addPartition puts KIMAGE behind the gap that the root may grow into.
+func (d *disk) addPartition(p payload, images string) (gpt.Partition, error) {
+	content := p.size
+	if images != "" {
+		fi, err := os.Stat(images)
+		if err != nil {
+			return gpt.Partition{}, err
+		}
+		content += fi.Size()
+	}
+	// The archive and its unpacked content, and some more.
+	size := (3*content + kimageSlack + 64*mebibyte - 1) / (64 * mebibyte) * (64 * mebibyte)
+	end := int64(d.table.LastLBA()+1) * gpt.SectorBytes
+	if d.root.LastLBA == d.table.LastLBA() {
+		end = max(end, d.root.OffsetBytes()+d.builder.os.RootSizeMiB*mebibyte)
+	}
+	start := (end + mebibyte - 1) / mebibyte * mebibyte
+	total := start + size + mebibyte
+	if err := d.out.Truncate(total); err != nil {
+		return gpt.Partition{}, err
+	}
+	part, err := d.table.Add(gpt.Partition{Name: kimageName, TypeGUID: typeLinux, GUID: gpt.DeriveGUID("kimage-partition", d.builder.os.Name),
+		FirstLBA: uint64(start / gpt.SectorBytes), LastLBA: uint64((start+size)/gpt.SectorBytes) - 1})
+	if err != nil {
+		return part, err
+	}
+	return part, d.table.Write(d.out, total)
+}
+
+func (d *disk) fillKIMAGE(ctx context.Context, part gpt.Partition, p payload, m manifest, images string) error {
+	mk := ext4.MakeConfig{File: d.out.Name(), OffsetBytes: part.OffsetBytes(), SizeBytes: part.SizeBytes(), Label: kimageName,
+		UUID: strings.ToLower(gpt.DeriveGUID("kimage-filesystem", d.builder.os.Name)), JournalMiB: 64, ReservedPercent: reservedPercent, ReservedUID: reservedUID,
+		UnixTime: unixTime, ScratchDirectory: d.scratch}
+	if err := ext4.Make(ctx, mk); err != nil {
+		return err
+	}
+	t := tree.New()
+	if err := t.File("extensions/"+p.sha256+".raw", 0o644, p.file); err != nil {
+		return err
+	}
+	if err := t.Symlink("extensions/current.raw", p.sha256+".raw"); err != nil {
+		return err
+	}
+	if images != "" {
+		if err := t.File("images/images.tar", 0o644, images); err != nil {
+			return err
+		}
+	}
+	data, err := m.encode()
+	if err != nil {
+		return err
+	}
+	sbom, err := m.sbom()
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(t.Bytes("manifest.json", 0o644, data), t.Bytes("sbom.spdx.json", 0o644, sbom)); err != nil {
+		return err
+	}
+	v := ext4.Volume{File: d.out.Name(), OffsetBytes: part.OffsetBytes(), UnixTime: unixTime}
+	if err := v.Add(ctx, t, nil, d.scratch); err != nil {
+		return fmt.Errorf("filling the data partition: %w", err)
+	}
+	return v.Check(ctx)
+}
+
+func (m manifest) encode() ([]byte, error) {
+	data, err := json.MarshalIndent(m, "", "  ")
+	return append(data, '\n'), err
+}
+
+// convert writes the finished disk in another format.
+func (b *Builder) convert(ctx context.Context, raw *os.File, format string) (*atomicfile.File, error) {
+	f, err := atomicfile.Create(filepath.Join(b.config.Output, b.name+"."+format), 0o644)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := raw.Stat()
+	if err != nil {
+		f.Abort()
+		return nil, err
+	}
+	bar := b.report.Bar("writing "+format, fi.Size())
+	defer bar.Done()
+	if err := qcow2.Write(ctx, f.File, raw, bar.Add); err != nil {
+		f.Abort()
+		return nil, fmt.Errorf("writing %s: %w", format, err)
+	}
+	return f, nil
+}
+
+// imageArchive returns the archive of the container images, from the cache if
+// the same images were there before; empty: no images.
+func (b *Builder) imageArchive(ctx context.Context, set *components.Set) (string, error) {
+	if len(set.Images) == 0 {
+		return "", nil
+	}
+	key := []string{"images-1"}
+	var named []oci.Named
+	for _, im := range set.Images {
+		key = append(key, im.Ref, im.ManifestDigest)
+		named = append(named, oci.Named{Ref: im.Ref, Layout: im.Layout})
+	}
+	entry, hit, err := b.cache.Dir(ctx, "images", cache.Key(key...), func(ctx context.Context, dir string) error {
+		f, err := os.OpenFile(filepath.Join(dir, "images.tar"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+		if err != nil {
+			return err
+		}
+		return errors.Join(oci.WriteArchive(ctx, f, named, fixedTime(unixTime)), f.Close())
+	})
+	if err == nil && hit {
+		err = b.cache.Verify(ctx, entry)
+	}
+	return filepath.Join(entry, "images.tar"), err
+}
+
+// hasCryptsetup says whether systemd in the base can open dm-verity: it loads
+// libcryptsetup when it needs it, and small installations leave it out.
+func hasCryptsetup(ctx context.Context, root ext4.Volume) (bool, error) {
+	found, err := root.Stat(ctx, []string{"usr/lib/x86_64-linux-gnu/libcryptsetup.so.12", "usr/lib/aarch64-linux-gnu/libcryptsetup.so.12", "usr/lib64/libcryptsetup.so.12", "usr/lib/libcryptsetup.so.12"})
+	return len(found) > 0, err
+}
+
+// diskFull adds the remedy to the error that a full disk causes somewhere below.
+func diskFull(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), "No space left on device") {
+		return fmt.Errorf("the disk is full (an image takes about 3 GiB in the output directory and 1 GiB in the cache; choose others with -o and --cache): %w", err)
+	}
+	return err
+}

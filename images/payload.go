@@ -1,0 +1,213 @@
+package images
+
+import (
+	"bytes"
+	"context"
+	"embed"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/kimage-project/kimage/images/components"
+	"github.com/kimage-project/kimage/pkg/ddi"
+	"github.com/kimage-project/kimage/pkg/ext4"
+	"github.com/kimage-project/kimage/pkg/squashfs"
+	"github.com/kimage-project/kimage/pkg/tree"
+)
+
+//go:embed files
+var files embed.FS
+
+func embedded(name string) []byte {
+	data, err := files.ReadFile("files/" + name)
+	if err != nil {
+		panic("BUG: " + err.Error()) // part of the program
+	}
+	return data
+}
+
+// payloadFiles are kimage's own files in the payload, by source under files/payload.
+var payloadFiles = map[string]string{
+	"kimage.target":         "usr/lib/systemd/system/kimage.target",
+	"containerd.service":    "usr/lib/systemd/system/containerd.service",
+	"kimage-images.service": "usr/lib/systemd/system/kimage-images.service",
+	"kimage-grow.service":   "usr/lib/systemd/system/kimage-grow.service",
+	"kubelet.service":       "usr/lib/systemd/system/kubelet.service",
+	"10-kubeadm.conf":       "usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf",
+	"containerd.toml":       "usr/share/kimage/containerd.toml",
+	"crictl.yaml":           "usr/share/kimage/crictl.yaml",
+	"modules.conf":          "usr/lib/modules-load.d/kimage.conf",
+	"sysctl.conf":           "usr/lib/sysctl.d/90-kimage.conf",
+	"tmpfiles.conf":         "usr/lib/tmpfiles.d/kimage.conf",
+}
+
+// payloadRoots are the only places a payload may touch: anything else would
+// hide, on some operating system, what the base has there.
+var payloadRoots = []string{"usr/bin", "usr/libexec", "usr/share/kimage", "usr/lib/systemd/system", "usr/lib/modules-load.d",
+	"usr/lib/sysctl.d", "usr/lib/tmpfiles.d", "usr/lib/extension-release.d"}
+
+// payloadTree is the content of the system extension.
+func (b *Builder) payloadTree(set *components.Set, m manifest) (*tree.Tree, error) {
+	t := tree.New()
+	for _, p := range set.Programs {
+		for _, f := range p.Files {
+			if err := t.File(f.Dest, 0o755, f.Host); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := t.File("usr/bin/kimage-agent", 0o755, b.agent); err != nil {
+		return nil, err
+	}
+	subst := strings.NewReplacer("@PAUSE@", "registry.k8s.io/pause:"+set.Versions["pause"],
+		"@FLANNEL@", "ghcr.io/flannel-io/flannel:"+set.Versions["flannel"])
+	own := map[string][]byte{}
+	for from, to := range payloadFiles {
+		own[to] = []byte(subst.Replace(string(embedded("payload/" + from))))
+	}
+	if b.config.Network == "flannel" {
+		own["usr/share/kimage/flannel.yaml"] = []byte(subst.Replace(string(embedded("payload/flannel.yaml"))))
+	}
+	own["usr/lib/extension-release.d/extension-release.kimage"] = fmt.Appendf(nil, "ID=%s\nVERSION_ID=%s\nARCHITECTURE=%s\n",
+		b.os.Sysext.ID, b.os.Sysext.VersionID, systemdArch[b.config.Arch])
+	data, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	own["usr/share/kimage/manifest.json"] = append(data, '\n')
+	for p, content := range own {
+		if err := t.Bytes(p, 0o644, content); err != nil {
+			return nil, err
+		}
+	}
+	for _, unit := range []string{"containerd", "kimage-images", "kimage-grow", "kubelet"} {
+		if err := t.Symlink("usr/lib/systemd/system/kimage.target.wants/"+unit+".service", "../"+unit+".service"); err != nil {
+			return nil, err
+		}
+	}
+	// The controller manager mounts this directory and the kubelet writes to it,
+	// but /usr is read-only.
+	if err := t.Symlink("usr/libexec/kubernetes/kubelet-plugins/volume/exec", "/var/lib/kubelet/volumeplugins"); err != nil {
+		return nil, err
+	}
+	return t, checkPayload(t)
+}
+
+var systemdArch = map[string]string{"amd64": "x86-64", "arm64": "arm64"}
+
+func checkPayload(t *tree.Tree) error {
+	for _, e := range t.Entries() {
+		if e.Mode.IsDir() {
+			continue
+		}
+		if !slices.ContainsFunc(payloadRoots, func(root string) bool { return strings.HasPrefix(e.Path, root+"/") }) {
+			return fmt.Errorf("BUG: %s does not belong into a payload", e.Path)
+		}
+	}
+	return nil
+}
+
+// payload is the written system extension.
+type payload struct {
+	file     string
+	rootHash string // empty: plain squashfs
+	sha256   string
+	size     int64
+}
+
+// writePayload packs t; verity unless the base cannot open it.
+func (b *Builder) writePayload(ctx context.Context, t *tree.Tree, scratch string, verity bool) (payload, error) {
+	p := payload{file: filepath.Join(scratch, "payload.squashfs")}
+	if err := squashfs.Write(ctx, t, squashfs.Config{File: p.file, UnixTime: unixTime}); err != nil {
+		return p, err
+	}
+	if verity {
+		fsFile := p.file
+		p.file = filepath.Join(scratch, "payload.raw")
+		var err error
+		if p.rootHash, err = ddi.Write(ctx, ddi.Config{File: p.file, Filesystem: fsFile, Arch: b.config.Arch, Seed: b.os.Name}); err != nil {
+			return p, err
+		}
+		if err := os.Remove(fsFile); err != nil {
+			return p, err
+		}
+	}
+	var err error
+	p.sha256, p.size, err = fileSHA256(ctx, p.file)
+	return p, err
+}
+
+// checkBase makes sure that no directory of the payload is something else in
+// the base: an overlay would hide what a link leads to.
+func checkBase(ctx context.Context, root ext4.Volume, t *tree.Tree) error {
+	var dirs []string
+	for _, e := range t.Entries() {
+		if e.Mode.IsDir() && e.Path != "." {
+			dirs = append(dirs, e.Path)
+		}
+	}
+	have, err := root.Stat(ctx, dirs)
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		if mode, ok := have[d]; ok && !mode.IsDir() {
+			return fmt.Errorf("in the base /%s is not a directory (%v), and the payload would hide it: this base cannot be used", d, mode.Type())
+		}
+	}
+	return nil
+}
+
+// activationTree are the files that make the base mount KIMAGE, merge the
+// payload and start it.
+func (b *Builder) activationTree(p payload, imageID string) (*tree.Tree, error) {
+	t := tree.New()
+	put := func(to string, perm fs.FileMode, content []byte) error { return t.Bytes(to, perm, content) }
+	const units = "etc/systemd/system/"
+	type file struct {
+		to      string
+		perm    fs.FileMode
+		content []byte
+	}
+	all := []file{
+		{"etc/kimage/activate", 0o755, embedded("activation/activate")},
+		{"etc/kimage/start", 0o755, embedded("activation/start")},
+		{"etc/kimage/imageID", 0o644, []byte(imageID + "\n")},
+		{units + "kimage-activate.service", 0o644, embedded("activation/kimage-activate.service")},
+		{units + "kimage-start.service", 0o644, embedded("activation/kimage-start.service")},
+	}
+	if p.rootHash != "" {
+		all = append(all, file{"etc/kimage/roothash", 0o644, []byte(p.rootHash)})
+	} else {
+		all = append(all, file{"etc/kimage/payload.sha256", 0o644, fmt.Appendf(nil, "%s  /var/lib/kimage/extensions/current.raw\n", p.sha256)})
+	}
+	if b.os.FirstBoot == "cloud-init" {
+		for _, unit := range []string{"cloud-config", "cloud-final"} {
+			all = append(all, file{units + unit + ".service.d/10-kimage.conf", 0o644, embedded("activation/cloud-config.conf")})
+		}
+	}
+	for _, f := range all {
+		if err := put(f.to, f.perm, bytes.Clone(f.content)); err != nil {
+			return nil, err
+		}
+	}
+	links := map[string]string{
+		units + "sysinit.target.wants/kimage-activate.service": "../kimage-activate.service",
+		units + "sysinit.target.wants/systemd-sysext.service":  "/usr/lib/systemd/system/systemd-sysext.service",
+		units + "multi-user.target.wants/kimage-start.service": "../kimage-start.service",
+	}
+	for _, unit := range b.os.Mask {
+		links[path.Join(units, unit)] = "/dev/null"
+	}
+	for p, target := range links {
+		if err := t.Symlink(p, target); err != nil {
+			return nil, err
+		}
+	}
+	return t, t.Dir("var/lib/kimage", 0o755)
+}

@@ -1,0 +1,72 @@
+package images
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/kimage-project/kimage/pkg/progress"
+)
+
+// Receipt is the end of kimage build for people: what is inside, from where,
+// verified by whom, what nobody signed, and the command that boots it.
+func (r *Result) Receipt() string {
+	var b strings.Builder
+	m := r.manifest
+	w := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(&b, "\n%s  imageID %s  %s, Kubernetes %s, %s, %s, %s\n\n", r.Name, r.ImageID, r.OS, r.Kubernetes, r.Runtime, r.Network, r.Arch)
+	fmt.Fprintf(w, "  INSIDE\tVERSION\tFROM\tVERIFIED BY\n")
+	fmt.Fprintf(w, "  base\t%s\t%s\t%s\n", count(len(m.Base.Packages), "package"), m.Base.Origin, m.Base.VerifiedBy)
+	for _, c := range m.Components {
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", c.Name, c.Version, c.Origin, c.VerifiedBy)
+	}
+	for _, im := range m.Images {
+		ref, tag, _ := strings.Cut(im.Ref, ":")
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", ref, tag, im.Origin, im.VerifiedBy)
+	}
+	w.Flush()
+	if unsigned := m.unsigned(); len(unsigned) > 0 {
+		fmt.Fprintf(&b, "\n  No signature was checked for: %s.\n", strings.Join(unsigned, ", "))
+	}
+	b.WriteString("\n")
+	for _, a := range r.Artifacts {
+		fmt.Fprintf(&b, "  %s  %s  sha256:%s\n", a.Path, progress.FormatBytes(a.SizeBytes), a.SHA256)
+	}
+	fmt.Fprintf(&b, "  %s\n\nBaked in %s. Boot it, with 20 GiB of disk:\n  %s\n", r.Manifest, r.Took.Round(100*time.Millisecond), r.bootCommand())
+	return b.String()
+}
+
+func count(n int, what string) string {
+	switch n {
+	case 0:
+		return ""
+	case 1:
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// unsigned names what came without a signature that was checked.
+func (m manifest) unsigned() []string {
+	var out []string
+	if !m.Base.Signed {
+		out = append(out, "base")
+	}
+	for _, c := range m.Components {
+		if !c.Signed {
+			out = append(out, c.Name)
+		}
+	}
+	if len(m.Images) > 0 {
+		out = append(out, "container images")
+	}
+	return slices.Compact(out)
+}
+
+func (r *Result) bootCommand() string {
+	a := r.Artifacts[0]
+	return fmt.Sprintf("qemu-img create -q -f qcow2 -F %s -b \"$PWD/%s\" node.qcow2 20G && qemu-system-x86_64 -accel kvm -accel tcg -cpu max -smp 2 -m 4096 -nographic -drive file=node.qcow2,if=virtio -nic user,model=virtio",
+		a.Format, a.Path)
+}
