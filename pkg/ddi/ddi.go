@@ -126,6 +126,7 @@ func hashTree(c Config, dataBytes int64, hashFile string) ([]byte, error) {
 	p.DataBlocks = uint64(dataBytes / blockSize)
 	p.Salt = []byte(salt)[:32]
 	p.SaltSize = 32
+	p.HashAreaOffset = blockSize // behind the superblock
 	copy(p.UUID[:], mustGUIDBytes(gpt.DeriveGUID("verity", c.Seed)))
 	hash, err := verity.Create(&p, c.Filesystem, hashFile)
 	if err != nil {

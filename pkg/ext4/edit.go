@@ -85,10 +85,14 @@ func (v Volume) Check(ctx context.Context) error {
 
 // Add writes every entry of t into the filesystem: files that exist are
 // replaced, directories that exist are kept as they are. Content is staged in
-// scratch unless the entry is a host file already. progress, if not nil, is
-// called with bytes handed over.
+// scratch unless the entry is a host file already.
 func (v Volume) Add(ctx context.Context, t *tree.Tree, existing Listing, scratch string) error {
-	s := &script{vol: v, scratch: scratch, existing: existing, inodes: map[string]int{}}
+	staging, err := os.MkdirTemp(scratch, "stage")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(staging)
+	s := &script{vol: v, scratch: staging, existing: existing, inodes: map[string]int{}}
 	if err := s.build(t); err != nil {
 		return err
 	}
@@ -296,7 +300,7 @@ func (s *script) stage(e tree.Entry) (string, error) {
 
 func (s *script) next() string {
 	s.staged++
-	return filepath.Join(s.scratch, "stage-"+strconv.Itoa(s.staged))
+	return filepath.Join(s.scratch, strconv.Itoa(s.staged))
 }
 
 // typeBits are the S_IFMT bits of a mode.
