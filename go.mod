@@ -1,6 +1,6 @@
 module github.com/kimage-project/kimage
 
-go 1.26
+go 1.26.0
 
 require (
 	github.com/containerd/go-dmverity v0.1.0
@@ -12,9 +12,10 @@ require (
 	github.com/ulikunitz/xz v0.5.15
 	github.com/vbauerster/mpb/v8 v8.12.0
 	go.yaml.in/yaml/v3 v3.0.4
+	golang.org/x/crypto v0.58.0
 	golang.org/x/sync v0.22.0
-	golang.org/x/sys v0.47.0
-	golang.org/x/term v0.38.0
+	golang.org/x/sys v0.49.0
+	golang.org/x/term v0.47.0
 )
 
 require (

@@ -96,7 +96,7 @@ func (d *disk) assemble(ctx context.Context, p payload, m manifest, set *compone
 // activate edits the copy's root file system.
 func (d *disk) activate(ctx context.Context, p payload, m manifest) error {
 	v := ext4.Volume{File: d.out.Name(), OffsetBytes: d.root.OffsetBytes(), UnixTime: unixTime}
-	repaired, err := v.Prepare(ctx)
+	repaired, err := v.Prepare(ctx, d.scratch)
 	if err != nil {
 		return err
 	}

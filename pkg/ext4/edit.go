@@ -34,37 +34,6 @@ func (v Volume) device() string {
 	return fmt.Sprintf("%s?offset=%d", v.File, v.OffsetBytes)
 }
 
-// Prepare makes v safe to edit: features are checked, and a filesystem with a
-// pending journal, orphans or errors is repaired by e2fsck -fp or refused.
-// It returns whether a repair was necessary.
-func (v Volume) Prepare(ctx context.Context) (repaired bool, err error) {
-	sb, err := v.superblock()
-	if err != nil {
-		return false, err
-	}
-	if err := sb.Editable(); err != nil {
-		return false, err
-	}
-	if !sb.NeedsRepair() {
-		return false, nil
-	}
-	// e2fsck -p exits with 1 when it corrected something.
-	err = run.Run(ctx, run.Cmd{Argv: []string{"e2fsck", "-fp", v.device()}, Env: fakeTime(v.UnixTime)})
-	if e, ok := errors.AsType[*run.Error](err); ok && e.Status == 1 {
-		err = nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("repairing the filesystem of the base image (boot the base once and shut it down cleanly, or take another): %w", err)
-	}
-	if sb, err = v.superblock(); err != nil {
-		return false, err
-	}
-	if sb.NeedsRepair() {
-		return false, errors.New("the base image's filesystem still needs repair after e2fsck -fp: take another base image")
-	}
-	return true, nil
-}
-
 func (v Volume) superblock() (Superblock, error) {
 	f, err := os.Open(v.File)
 	if err != nil {
@@ -238,12 +207,10 @@ func (s *script) entry(e tree.Entry) error {
 			return err
 		}
 		fmt.Fprintf(&s.buf, "symlink %s %s\n", p, target)
-	case e.Mode&fs.ModeNamedPipe != 0:
-		fmt.Fprintf(&s.buf, "mknod %s p\n", p)
-	case e.Mode&fs.ModeCharDevice != 0:
-		fmt.Fprintf(&s.buf, "mknod %s c %d %d\n", p, e.Major, e.Minor)
-	case e.Mode&fs.ModeDevice != 0:
-		fmt.Fprintf(&s.buf, "mknod %s b %d %d\n", p, e.Major, e.Minor)
+	case e.Mode&(fs.ModeNamedPipe|fs.ModeDevice) != 0:
+		if err := s.node(e); err != nil {
+			return err
+		}
 	default:
 		return fmt.Errorf("files of type %v cannot be in an image", e.Mode.Type())
 	}
@@ -258,6 +225,27 @@ func (s *script) entry(e tree.Entry) error {
 		fmt.Fprintf(&s.buf, "sif %s mtime @%d\n", p, e.ModTime.Unix())
 	}
 	return s.xattrs(e, p)
+}
+
+// node makes a pipe or device; mknod knows no paths, only names.
+func (s *script) node(e tree.Entry) error {
+	dir, err := quote(path.Dir(e.Path))
+	if err != nil {
+		return err
+	}
+	name, err := quoteText(path.Base(e.Path))
+	if err != nil {
+		return err
+	}
+	what := fmt.Sprintf("b %d %d", e.Major, e.Minor)
+	switch {
+	case e.Mode&fs.ModeNamedPipe != 0:
+		what = "p"
+	case e.Mode&fs.ModeCharDevice != 0:
+		what = fmt.Sprintf("c %d %d", e.Major, e.Minor)
+	}
+	fmt.Fprintf(&s.buf, "cd %s\nmknod %s %s\ncd /\n", dir, name, what)
+	return nil
 }
 
 func (s *script) xattrs(e tree.Entry, p string) error {

@@ -13,7 +13,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/lima-vm/go-qcow2reader/image/qcow2"
 )
 
@@ -55,6 +57,7 @@ func OpenReader(r io.ReaderAt, fileBytes int64) (rd *Reader, err error) {
 		return nil, fmt.Errorf("reading qcow2: %w", err)
 	}
 	defer damaged(&err)
+	registerZstd()
 	img, err := qcow2.Open(r, nil)
 	if err != nil {
 		return nil, fmt.Errorf("reading qcow2: %w", err)
@@ -64,6 +67,18 @@ func OpenReader(r io.ReaderAt, fileBytes int64) (rd *Reader, err error) {
 	}
 	return &Reader{img}, nil
 }
+
+// registerZstd teaches the library, which has a global list, the second
+// compression that the format knows.
+var registerZstd = sync.OnceFunc(func() {
+	qcow2.SetDecompressor(qcow2.CompressionTypeZstd, func(r io.Reader) (io.ReadCloser, error) {
+		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(8<<20))
+		if err != nil {
+			return nil, err
+		}
+		return z.IOReadCloser(), nil
+	})
+})
 
 // damaged turns a panic of the reading library, which trusts its tables, into
 // the error that a damaged image deserves.

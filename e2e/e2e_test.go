@@ -1,0 +1,148 @@
+//go:build e2e
+
+// Package e2e boots what kimage baked and tells stories about it. The bake
+// runs in TestMain, or KIMAGE_E2E_IMAGE names one that was baked before.
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kimage-project/kimage/pkg/qemu"
+	"github.com/kimage-project/kimage/pkg/seed"
+)
+
+const user = "debian"
+
+// image is the raw image that the stories boot.
+var image string
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	if image = os.Getenv("KIMAGE_E2E_IMAGE"); image != "" {
+		return m.Run()
+	}
+	dir, err := os.MkdirTemp("", "kimage-e2e")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	cmd := exec.Command("../bin/kimage", "build", "--os", "debian-13", "--json", "-o", dir)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "baking:", err)
+		return 1
+	}
+	var result struct {
+		Artifacts []struct{ Path string }
+	}
+	if err := json.Unmarshal(out, &result); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	image = result.Artifacts[0].Path
+	return m.Run()
+}
+
+// node is a machine that boots the image, with a way in.
+type node struct {
+	*qemu.Machine
+	t   *testing.T
+	key qemu.Key
+}
+
+func boot(t *testing.T, firmware string, memoryMiB int) *node {
+	t.Helper()
+	key, err := qemu.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	volume := filepath.Join(dir, "seed")
+	err = seed.Write(t.Context(), volume, map[string][]byte{
+		"meta-data": []byte("instance-id: e2e\nlocal-hostname: node-1\n"),
+		"user-data": []byte("#cloud-config\nssh_authorized_keys:\n- " + key.Public + "\n"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := qemu.New(t.Context(), qemu.Config{Dir: filepath.Join(dir, "node"), Image: image, Format: "raw", DiskGiB: 20, Seed: volume, Firmware: firmware,
+		CPUs: 2, MemoryMiB: memoryMiB, Isolated: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{m, t, key}
+	t.Cleanup(func() {
+		n.Kill()
+		if t.Failed() {
+			t.Logf("console:\n%s", lastLines(n.Console(), 60))
+		}
+	})
+	n.start()
+	return n
+}
+
+func (n *node) start() {
+	n.t.Helper()
+	started := time.Now()
+	if err := n.Start(n.t.Context()); err != nil {
+		n.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(n.t.Context(), 6*time.Minute)
+	defer cancel()
+	if err := n.WaitSSH(ctx, user, n.key); err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Logf("SSH after %s", time.Since(started).Round(time.Second))
+}
+
+// try runs a command as root and returns what it said.
+func (n *node) try(command string, limit time.Duration) (qemu.Result, error) {
+	ctx, cancel := context.WithTimeout(n.t.Context(), limit)
+	defer cancel()
+	return n.SSH(ctx, user, n.key, "sudo sh -c '"+strings.ReplaceAll(command, "'", `'\''`)+"'")
+}
+
+// must runs a command as root that has to succeed.
+func (n *node) must(command string, limit time.Duration) string {
+	n.t.Helper()
+	r, err := n.try(command, limit)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if r.Status != 0 {
+		n.t.Fatalf("%s: status %d\n%s\n%s", command, r.Status, lastLines(r.Stdout, 60), lastLines(r.Stderr, 60))
+	}
+	return strings.TrimSpace(r.Stdout)
+}
+
+// until repeats a command until its output contains want.
+func (n *node) until(want, command string, limit time.Duration) {
+	n.t.Helper()
+	deadline := time.Now().Add(limit)
+	var last string
+	for time.Now().Before(deadline) {
+		r, err := n.try(command, time.Minute)
+		last = fmt.Sprint(r.Stdout, r.Stderr, err)
+		if err == nil && strings.Contains(r.Stdout, want) {
+			return
+		}
+		time.Sleep(3 * time.Second)
+	}
+	n.t.Fatalf("%s: never said %q; last:\n%s", command, want, lastLines(last, 60))
+}
+
+func lastLines(s string, n int) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}

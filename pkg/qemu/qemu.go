@@ -1,0 +1,204 @@
+// Package qemu runs virtual machines on this computer, with or without KVM,
+// and talks to them: serial console, SSH, power.
+//
+// A machine is one qemu process and a directory with its disk overlay and its
+// logs; when the process that started it ends, so does the machine. Networks
+// between machines are not this package's business.
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/kimage-project/kimage/pkg/run"
+)
+
+// Firmware that boots a machine.
+const (
+	BIOS = "bios"
+	UEFI = "uefi"
+)
+
+// OVMF's images, package ovmf.
+const (
+	ovmfCode = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+	ovmfVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+)
+
+// Config describes a machine.
+type Config struct {
+	Dir       string // the machine's own files; made
+	Image     string // raw or qcow2; not written to
+	Format    string // of Image
+	DiskGiB   int    // size of the disk the machine sees; 0: the image's
+	Seed      string // volume with first-boot configuration; empty: none
+	Firmware  string // BIOS or UEFI; empty: BIOS
+	CPUs      int
+	MemoryMiB int
+	Accel     string // kvm or tcg; empty: tcg, which works everywhere
+	Isolated  bool   // no way out: only the forwarded SSH port is reachable
+}
+
+// Machine is a running or stopped machine.
+type Machine struct {
+	c       Config
+	cmd     *exec.Cmd
+	exited  chan struct{}
+	exitErr error
+	SSHPort int
+}
+
+// New makes the machine's disk; Start boots it.
+func New(ctx context.Context, c Config) (*Machine, error) {
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	m := &Machine{c: c}
+	image, err := filepath.Abs(c.Image)
+	if err != nil {
+		return nil, err
+	}
+	argv := []string{"qemu-img", "create", "-q", "-f", "qcow2", "-F", c.Format, "-b", image, m.Disk()}
+	if c.DiskGiB > 0 {
+		argv = append(argv, strconv.Itoa(c.DiskGiB)+"G")
+	}
+	if err := run.Run(ctx, run.Cmd{Argv: argv}); err != nil {
+		return nil, fmt.Errorf("making the disk of %s: %w", c.Dir, err)
+	}
+	if c.Firmware == UEFI {
+		vars, err := os.ReadFile(ovmfVars)
+		if err != nil {
+			return nil, fmt.Errorf("UEFI firmware (package ovmf): %w", err)
+		}
+		if err := os.WriteFile(filepath.Join(c.Dir, "vars.fd"), vars, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// Disk is the file of the machine's disk, qcow2.
+func (m *Machine) Disk() string { return filepath.Join(m.c.Dir, "disk.qcow2") }
+
+// Console is everything the machine wrote to its serial port since it was made.
+func (m *Machine) Console() string {
+	data, _ := os.ReadFile(m.consoleFile())
+	return string(data)
+}
+
+func (m *Machine) consoleFile() string { return filepath.Join(m.c.Dir, "console.log") }
+
+// Start powers the machine on.
+func (m *Machine) Start(context.Context) error {
+	path, err := run.Find("qemu-system-x86_64")
+	if err != nil {
+		return fmt.Errorf("package qemu-system-x86: %w", err)
+	}
+	if m.SSHPort, err = freePort(); err != nil {
+		return err
+	}
+	log, err := os.OpenFile(filepath.Join(m.c.Dir, "qemu.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	m.cmd = exec.Command(path, m.argv()...)
+	m.cmd.Stdout, m.cmd.Stderr = log, log
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := m.cmd.Start(); err != nil {
+		return fmt.Errorf("starting qemu: %w", err)
+	}
+	m.exited = make(chan struct{})
+	go func() {
+		m.exitErr = m.cmd.Wait()
+		close(m.exited)
+	}()
+	return nil
+}
+
+func (m *Machine) argv() []string {
+	accel := "tcg,thread=multi"
+	if m.c.Accel == "kvm" {
+		accel = "kvm"
+	}
+	restrict := ""
+	if m.c.Isolated {
+		restrict = "restrict=on,"
+	}
+	argv := []string{
+		"-name", filepath.Base(m.c.Dir), "-accel", accel, "-cpu", "max", "-smp", strconv.Itoa(max(1, m.c.CPUs)), "-m", strconv.Itoa(max(1024, m.c.MemoryMiB)),
+		"-nodefaults", "-display", "none", "-vga", "std",
+		"-chardev", "file,id=console,append=on,path=" + m.consoleFile(), "-serial", "chardev:console",
+		"-drive", "file=" + m.Disk() + ",if=virtio,format=qcow2,cache=unsafe,discard=unmap",
+		"-netdev", fmt.Sprintf("user,id=net,%shostfwd=tcp:127.0.0.1:%d-:22", restrict, m.SSHPort), "-device", "virtio-net-pci,netdev=net",
+		"-device", "virtio-rng-pci",
+	}
+	if m.c.Seed != "" {
+		argv = append(argv, "-drive", "file="+m.c.Seed+",if=virtio,format=raw,readonly=on")
+	}
+	if m.c.Firmware == UEFI {
+		argv = append(argv, "-machine", "q35",
+			"-drive", "if=pflash,format=raw,readonly=on,file="+ovmfCode, "-drive", "if=pflash,format=raw,file="+filepath.Join(m.c.Dir, "vars.fd"))
+	}
+	return argv
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// Wait waits until the machine is off.
+func (m *Machine) Wait(ctx context.Context) error {
+	select {
+	case <-m.exited:
+		return m.exitErr
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Kill pulls the plug.
+func (m *Machine) Kill() {
+	if m.cmd == nil || m.cmd.Process == nil {
+		return
+	}
+	m.cmd.Process.Kill()
+	<-m.exited
+}
+
+// WaitConsole waits until the console shows text.
+func (m *Machine) WaitConsole(ctx context.Context, text string) error {
+	for {
+		if strings.Contains(m.Console(), text) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the console never showed %q: %w; its end: %s", text, ctx.Err(), tail(m.Console(), 2000))
+		case <-m.exited:
+			return errors.New("the machine went off before the console showed " + text)
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+func tail(s string, n int) string {
+	if len(s) > n {
+		return s[len(s)-n:]
+	}
+	return s
+}
