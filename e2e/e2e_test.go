@@ -61,6 +61,16 @@ type node struct {
 	key qemu.Key
 }
 
+// networkConfig is a network with a gateway that leads nowhere: what QEMU's
+// isolated network lacks, and every machine room without the internet has.
+const networkConfig = `version: 2
+ethernets:
+  all:
+    match: {name: "en*"}
+    addresses: [10.0.2.15/24]
+    routes: [{to: 0.0.0.0/0, via: 10.0.2.2}]
+`
+
 func boot(t *testing.T, firmware string, memoryMiB int) *node {
 	t.Helper()
 	key, err := qemu.NewKey()
@@ -70,8 +80,9 @@ func boot(t *testing.T, firmware string, memoryMiB int) *node {
 	dir := t.TempDir()
 	volume := filepath.Join(dir, "seed")
 	err = seed.Write(t.Context(), volume, map[string][]byte{
-		"meta-data": []byte("instance-id: e2e\nlocal-hostname: node-1\n"),
-		"user-data": []byte("#cloud-config\nssh_authorized_keys:\n- " + key.Public + "\n"),
+		"meta-data":      []byte("instance-id: e2e\nlocal-hostname: node-1\n"),
+		"network-config": []byte(networkConfig),
+		"user-data":      []byte("#cloud-config\nssh_authorized_keys:\n- " + key.Public + "\n"),
 	})
 	if err != nil {
 		t.Fatal(err)

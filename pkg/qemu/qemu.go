@@ -139,7 +139,7 @@ func (m *Machine) argv() []string {
 		"-nodefaults", "-display", "none", "-vga", "std",
 		"-chardev", "file,id=console,append=on,path=" + m.consoleFile(), "-serial", "chardev:console",
 		"-drive", "file=" + m.Disk() + ",if=virtio,format=qcow2,cache=unsafe,discard=unmap",
-		"-netdev", fmt.Sprintf("user,id=net,%shostfwd=tcp:127.0.0.1:%d-:22", restrict, m.SSHPort), "-device", "virtio-net-pci,netdev=net",
+		"-netdev", fmt.Sprintf("user,id=net,ipv6=off,%shostfwd=tcp:127.0.0.1:%d-:22", restrict, m.SSHPort), "-device", "virtio-net-pci,netdev=net",
 		"-device", "virtio-rng-pci",
 	}
 	if m.c.Seed != "" {

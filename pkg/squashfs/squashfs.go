@@ -58,7 +58,7 @@ func Write(ctx context.Context, t *tree.Tree, c Config) error {
 	err = run.Run(ctx, run.Cmd{Stdin: r, Argv: []string{"mksquashfs", "-", c.File, "-tar", "-noappend", "-quiet", "-no-progress",
 		"-comp", "zstd", "-Xcompression-level", strconv.Itoa(Level), "-b", strconv.Itoa(blockSize),
 		"-mem", strconv.Itoa(mem) + "M", "-reproducible", "-mkfs-time", seconds,
-		"-root-mode", "0755", "-root-uid", "0", "-root-gid", "0", "-root-time", seconds}})
+		"-root-mode", "0755", "-root-uid", "0", "-root-gid", "0", "-root-time", seconds, "-all-time", seconds}})
 	r.Close()
 	if werr := <-tarErr; werr != nil && !errors.Is(werr, io.ErrClosedPipe) && !errors.Is(werr, os.ErrClosed) {
 		err = errors.Join(werr, err)
