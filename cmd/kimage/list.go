@@ -14,10 +14,15 @@ import (
 
 func newList() *cobra.Command {
 	var asJSON bool
-	kinds := []string{"os", "kubernetes", "runtimes", "networks", "formats"}
+	var kubernetes, network, arch string
+	kinds := []string{"os", "kubernetes", "runtimes", "networks", "formats", "downloads"}
 	cmd := &cobra.Command{
-		Use:       "list [" + strings.Join(kinds, "|") + "]",
-		Short:     "List what can be baked",
+		Use:   "list [" + strings.Join(kinds, "|") + "]",
+		Short: "List what can be baked",
+		Long: `Lists operating systems, Kubernetes versions, runtimes, network plugins and
+formats. "downloads" lists every file and container image that --components
+release fetches: a mirror holds each at MIRROR/HOST/PATH, an image at
+MIRROR/REGISTRY/v2/NAME/manifests/TAG and .../blobs/DIGEST.`,
 		ValidArgs: kinds,
 		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -37,6 +42,9 @@ func newList() *cobra.Command {
 				}
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(all)
 			}
+			if len(args) == 1 && args[0] == "downloads" {
+				return listDownloads(cmd, kubernetes, network, arch)
+			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
 			if len(args) == 0 || args[0] == "os" {
 				fmt.Fprintln(w, "OS\tALSO\tSYSTEM\tARCH\tFIRST BOOT\tTESTED")
@@ -44,7 +52,7 @@ func newList() *cobra.Command {
 					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", o.Name, strings.Join(o.Aliases, ", "), o.Title, strings.Join(o.Arches, ", "), o.FirstBoot, o.Tested)
 				}
 			}
-			for _, kind := range kinds[1:] {
+			for _, kind := range kinds[1:5] {
 				if len(args) == 0 {
 					fmt.Fprintf(w, "%s\t%s\n", kind, strings.Join(lists[kind], ", "))
 				} else if args[0] == kind {
@@ -55,5 +63,22 @@ func newList() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	cmd.Flags().StringVar(&kubernetes, "kubernetes", "", "downloads: of this version (default: newest)")
+	cmd.Flags().StringVar(&network, "network", "flannel", "downloads: with this network plugin")
+	cmd.Flags().StringVar(&arch, "arch", "amd64", "downloads: for this architecture")
 	return cmd
+}
+
+func listDownloads(cmd *cobra.Command, kubernetes, network, arch string) error {
+	downloads, refs, err := components.Downloads(kubernetes, network, arch)
+	if err != nil {
+		return err
+	}
+	for _, d := range downloads {
+		fmt.Fprintln(cmd.OutOrStdout(), d)
+	}
+	for _, ref := range refs {
+		fmt.Fprintln(cmd.OutOrStdout(), ref)
+	}
+	return nil
 }

@@ -1,0 +1,288 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kimage-project/kimage/images/components"
+	"github.com/kimage-project/kimage/pkg/ext4"
+	"github.com/kimage-project/kimage/pkg/gpt"
+	"github.com/kimage-project/kimage/pkg/oci"
+	"github.com/kimage-project/kimage/pkg/tree"
+)
+
+// TestMain: the test program is also kimage.
+func TestMain(m *testing.M) {
+	if os.Getenv("KIMAGE_TEST_RUN") != "" {
+		os.Exit(run(os.Args[1:]))
+	}
+	status := m.Run()
+	if shared.dir != "" {
+		os.RemoveAll(shared.dir)
+	}
+	os.Exit(status)
+}
+
+// fixture is a small base of Debian's layout and a mirror of small files: the
+// formats are real, the programs are not.
+type fixture struct{ dir, base, mirror, agent string }
+
+var shared struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+func fixtures(t *testing.T) fixture {
+	t.Helper()
+	shared.once.Do(func() {
+		if shared.dir, shared.err = os.MkdirTemp("", "kimage-test"); shared.err != nil {
+			return
+		}
+		shared.err = errors.Join(os.Chmod(shared.dir, 0o755), writeBase(filepath.Join(shared.dir, "base.raw"), shared.dir),
+			writeMirror(filepath.Join(shared.dir, "mirror")), os.WriteFile(filepath.Join(shared.dir, "agent"), []byte("#!agent"), 0o755))
+	})
+	if shared.err != nil {
+		t.Fatal(shared.err)
+	}
+	d := shared.dir
+	return fixture{d, filepath.Join(d, "base.raw"), filepath.Join(d, "mirror"), filepath.Join(d, "agent")}
+}
+
+const linuxData = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
+
+func writeBase(file, scratch string) error {
+	const size, rootFirst = 96 << 20, 8192
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	table := gpt.New(gpt.DeriveGUID("test"))
+	root := gpt.Partition{Number: 1, Name: "root", TypeGUID: linuxData, GUID: gpt.DeriveGUID("root"), FirstLBA: rootFirst, LastLBA: rootFirst + 64<<20/512 - 1}
+	if _, err := table.Add(root); err != nil {
+		return err
+	}
+	if err := table.Write(f, size); err != nil {
+		return err
+	}
+	if err := ext4.Make(context.Background(), ext4.MakeConfig{File: file, OffsetBytes: root.OffsetBytes(), SizeBytes: root.SizeBytes(), Label: "root",
+		UUID: "aaaaaaaa-bbbb-8ccc-8ddd-eeeeeeeeeeee", JournalMiB: 4, UnixTime: 1, ScratchDirectory: scratch}); err != nil {
+		return err
+	}
+	t := tree.New()
+	for p, content := range map[string]string{
+		"usr/lib/os-release":                           "PRETTY_NAME=\"Debian GNU/Linux 13 (trixie)\"\nID=debian\nVERSION_ID=\"13\"\n",
+		"usr/lib/x86_64-linux-gnu/libcryptsetup.so.12": "elf", "usr/bin/true": "elf", "usr/lib/systemd/system/x.service": "", "etc/hostname": "localhost\n",
+	} {
+		if err := t.Bytes(p, 0o644, []byte(content)); err != nil {
+			return err
+		}
+	}
+	return ext4.Volume{File: file, OffsetBytes: root.OffsetBytes(), UnixTime: 1}.Add(context.Background(), t, nil, scratch)
+}
+
+func put(file string, content []byte) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(file, content, 0o644)
+}
+
+// writeMirror writes what components.Downloads lists.
+func writeMirror(dir string) error {
+	downloads, refs, err := components.Downloads("v1.37.2", "flannel", "amd64")
+	if err != nil {
+		return err
+	}
+	sums := map[string]string{}
+	for _, d := range downloads {
+		u, err := url.Parse(d.URL)
+		if err != nil {
+			return err
+		}
+		content := []byte("#!program " + u.Path)
+		if len(d.Members) > 0 {
+			if content, err = archive(d.Members); err != nil {
+				return err
+			}
+		}
+		if err := put(filepath.Join(dir, u.Host, u.Path), content); err != nil {
+			return err
+		}
+		sum := sha256.Sum256(content)
+		c, err := url.Parse(d.Checksum)
+		if err != nil {
+			return err
+		}
+		sums[filepath.Join(dir, c.Host, c.Path)] += hex.EncodeToString(sum[:]) + "  " + path.Base(u.Path) + "\n"
+	}
+	for file, content := range sums {
+		if err := put(file, []byte(content)); err != nil {
+			return err
+		}
+	}
+	for _, ref := range refs {
+		if err := writeImage(dir, ref); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func archive(members []string) ([]byte, error) {
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	w := tar.NewWriter(z)
+	for _, m := range members {
+		content := []byte("#!program " + m)
+		if err := w.WriteHeader(&tar.Header{Name: "./" + m, Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(content))}); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(content); err != nil {
+			return nil, err
+		}
+	}
+	err := errors.Join(w.Close(), z.Close())
+	return b.Bytes(), err
+}
+
+// writeImage lays an image out as its registry serves it.
+func writeImage(dir, ref string) error {
+	work, err := os.MkdirTemp(dir, "work")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	t := tree.New()
+	if err := t.Bytes("program", 0o755, []byte(ref)); err != nil {
+		return err
+	}
+	l, err := oci.WriteLayer(t, filepath.Join(work, "layer"), time.Unix(1, 0))
+	if err != nil {
+		return err
+	}
+	layout := filepath.Join(work, "layout")
+	if err := oci.WriteLayout(layout, oci.Config{Arch: "amd64", Entrypoint: []string{"/program"}, Created: time.Unix(1, 0)}, []oci.Layer{l}); err != nil {
+		return err
+	}
+	digest, _, err := oci.Manifest(layout)
+	if err != nil {
+		return err
+	}
+	registry, rest, _ := strings.Cut(ref, "/")
+	name, tag, _ := strings.Cut(rest, ":")
+	repository := filepath.Join(dir, registry, "v2", name)
+	blobs, err := filepath.Glob(filepath.Join(layout, "blobs/sha256/*"))
+	if err != nil {
+		return err
+	}
+	for _, b := range blobs {
+		data, err := os.ReadFile(b)
+		if err != nil {
+			return err
+		}
+		if "sha256:"+filepath.Base(b) == digest {
+			err = errors.Join(put(filepath.Join(repository, "manifests", tag), data), put(filepath.Join(repository, "manifests", digest), data))
+		} else {
+			err = put(filepath.Join(repository, "blobs", "sha256:"+filepath.Base(b)), data)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// command is kimage as a child process.
+func command(args ...string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(os.Environ(), "KIMAGE_TEST_RUN=1")
+	return cmd
+}
+
+// kimage runs a command line to its end.
+func kimage(t *testing.T, args ...string) (stdout, stderr string, status int) {
+	t.Helper()
+	return finish(t, command(args...))
+}
+
+func finish(t *testing.T, cmd *exec.Cmd) (string, string, int) {
+	t.Helper()
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := cmd.Run()
+	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
+		t.Fatal(err)
+	}
+	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
+}
+
+// args are those of a build that needs no network: what a test is about is
+// appended, and wins.
+func (f fixture) args(cache, out string, more ...string) []string {
+	return append([]string{"build", "--os", "debian-13", "--base", f.base, "--components", f.mirror, "--agent", f.agent, "--cache", cache, "-o", out}, more...)
+}
+
+type built struct {
+	APIVersion, Name, ImageID, OS, Kubernetes, Runtime, Network, Arch, Manifest string
+	Artifacts                                                                   []struct {
+		Format, Path, SHA256 string
+		SizeBytes            int64
+	}
+}
+
+// build bakes and must succeed.
+func build(t *testing.T, args ...string) built {
+	t.Helper()
+	out, errOut, status := kimage(t, append(args, "--json")...)
+	if status != 0 {
+		t.Fatalf("status %d: %s", status, errOut)
+	}
+	var b built
+	if err := json.Unmarshal([]byte(out), &b); err != nil {
+		t.Fatalf("%v in %q", err, out)
+	}
+	return b
+}
+
+func sha256File(t *testing.T, file string) string {
+	t.Helper()
+	out, err := exec.Command("sha256sum", file).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Fields(string(out))[0]
+}
+
+func listing(t *testing.T, dir string) string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return fmt.Sprint(names)
+}
