@@ -65,8 +65,7 @@ type node struct {
 // isolated network lacks, and every machine room without the internet has.
 const networkConfig = `version: 2
 ethernets:
-  all:
-    match: {name: "en*"}
+  ` + qemu.Interface + `:
     addresses: [10.0.2.15/24]
     routes: [{to: 0.0.0.0/0, via: 10.0.2.2}]
 `

@@ -34,6 +34,9 @@ const (
 	ovmfVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 )
 
+// Interface is what systemd calls the machine's network card.
+const Interface = "enp0s16"
+
 // Config describes a machine.
 type Config struct {
 	Dir       string // the machine's own files; made
@@ -135,18 +138,18 @@ func (m *Machine) argv() []string {
 		restrict = "restrict=on,"
 	}
 	argv := []string{
-		"-name", filepath.Base(m.c.Dir), "-accel", accel, "-cpu", "max", "-smp", strconv.Itoa(max(1, m.c.CPUs)), "-m", strconv.Itoa(max(1024, m.c.MemoryMiB)),
+		"-name", filepath.Base(m.c.Dir), "-machine", "q35", "-accel", accel, "-cpu", "max", "-smp", strconv.Itoa(max(1, m.c.CPUs)), "-m", strconv.Itoa(max(1024, m.c.MemoryMiB)),
 		"-nodefaults", "-display", "none", "-vga", "std",
 		"-chardev", "file,id=console,append=on,path=" + m.consoleFile(), "-serial", "chardev:console",
 		"-drive", "file=" + m.Disk() + ",if=virtio,format=qcow2,cache=unsafe,discard=unmap",
-		"-netdev", fmt.Sprintf("user,id=net,ipv6=off,%shostfwd=tcp:127.0.0.1:%d-:22", restrict, m.SSHPort), "-device", "virtio-net-pci,netdev=net",
+		"-netdev", fmt.Sprintf("user,id=net,ipv6=off,%shostfwd=tcp:127.0.0.1:%d-:22", restrict, m.SSHPort), "-device", "virtio-net-pci,netdev=net,bus=pcie.0,addr=0x10",
 		"-device", "virtio-rng-pci",
 	}
 	if m.c.Seed != "" {
 		argv = append(argv, "-drive", "file="+m.c.Seed+",if=virtio,format=raw,readonly=on")
 	}
 	if m.c.Firmware == UEFI {
-		argv = append(argv, "-machine", "q35",
+		argv = append(argv,
 			"-drive", "if=pflash,format=raw,readonly=on,file="+ovmfCode, "-drive", "if=pflash,format=raw,file="+filepath.Join(m.c.Dir, "vars.fd"))
 	}
 	return argv
