@@ -52,6 +52,12 @@ func (d *disk) baseRoot() ext4.Volume {
 
 // copyBase copies the base and compares what was read with what was stored.
 func (d *disk) copyBase(ctx context.Context) error {
+	kind, want, _ := strings.Cut(d.base.info.Digest, ":")
+	if kind != "sparse" { // a small base, whose digest the copy does not give
+		if err := d.builder.cache.Verify(ctx, d.base.entry); err != nil {
+			return err
+		}
+	}
 	in, err := os.Open(d.base.file())
 	if err != nil {
 		return err
@@ -71,7 +77,7 @@ func (d *disk) copyBase(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("copying the base: %w", err)
 	}
-	if kind, want, _ := strings.Cut(d.base.info.Digest, ":"); kind == "sparse" && digest != want {
+	if kind == "sparse" && digest != want {
 		return d.builder.cache.Discard(d.base.entry, errors.New(baseDisk+" has changed since it was stored"))
 	}
 	return nil
