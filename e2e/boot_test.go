@@ -109,7 +109,7 @@ func TestKubeadm(t *testing.T) {
 	t.Logf("Ready %s after kubeadm init began", time.Since(started).Round(time.Second))
 	pause := n.must("kubeadm config images list --kubernetes-version "+version+" | grep /pause:", time.Minute)
 	n.until("created", "cat <<'EOF' | "+kubectl+"apply -f -\n"+strings.ReplaceAll(podManifest, "PAUSE", pause)+"EOF", 3*time.Minute)
-	n.until("Running", kubectl+"get pod preloaded --no-headers", 5*time.Minute)
+	n.until("phase=Running", kubectl+"get pod preloaded -o jsonpath=phase={.status.phase}; echo; "+kubectl+"get pods,nodes -A --no-headers; "+kubectl+"describe pod preloaded | tail -n 12", 8*time.Minute)
 
 	n.reboot()
 	n.settled()

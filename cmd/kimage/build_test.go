@@ -42,6 +42,9 @@ func TestBuildAndInspect(t *testing.T) {
 	if out := judge(t, "sgdisk", "-v", files["raw"]); !strings.Contains(out, "No problems found") {
 		t.Error(out)
 	}
+	if sum := judge(t, "sha256sum", files["qcow2"]); !strings.HasPrefix(sum, b.Artifacts[1].SHA256) && !strings.HasPrefix(sum, b.Artifacts[0].SHA256) {
+		t.Errorf("sha256sum says %s", sum)
+	}
 	judge(t, "qemu-img", "check", files["qcow2"])
 	judge(t, "qemu-img", "compare", files["raw"], files["qcow2"])
 	var seen [2]string

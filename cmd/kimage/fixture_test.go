@@ -24,6 +24,7 @@ import (
 	"github.com/kimage-project/kimage/pkg/ext4"
 	"github.com/kimage-project/kimage/pkg/gpt"
 	"github.com/kimage-project/kimage/pkg/oci"
+	"github.com/kimage-project/kimage/pkg/sparse"
 	"github.com/kimage-project/kimage/pkg/tree"
 )
 
@@ -267,11 +268,16 @@ func build(t *testing.T, args ...string) built {
 
 func sha256File(t *testing.T, file string) string {
 	t.Helper()
-	out, err := exec.Command("sha256sum", file).Output()
+	f, err := os.Open(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.Fields(string(out))[0]
+	defer f.Close()
+	sum, _, err := sparse.SHA256(t.Context(), f, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sum
 }
 
 func listing(t *testing.T, dir string) string {
