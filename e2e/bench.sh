@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Speed and memory of a bake, as ratios in one run: medians of N iterations.
+# Each changes one byte of the agent, so no cached payload or image can answer.
+#
+#   time    kimage (raw)  /  cp --sparse=always of the output + sync + mksquashfs of the same tree
+#   memory  peak of kimage and its children in a cgroup (version 1), page cache included, which is
+#           therefore limited to 256 MiB: the run fails if that is not enough
+set -euo pipefail
+N=${N:-5}
+cd "$(dirname "$0")/.."
+work=$(mktemp -d "${TMPDIR:-/tmp}/kimage-bench.XXXXXX")
+cgroup=/sys/fs/cgroup/memory/kimage-bench.$$
+trap 'rm -rf "$work"; [ ! -d "$cgroup" ] || rmdir "$cgroup"' EXIT
+bake() { bin/kimage build --os debian-13 --agent "$work/agent" --name bench -o "$work/out" --quiet; }
+median() { sort -n | sed -n "$(((N + 1) / 2))p"; }
+seconds() { local t0=$EPOCHREALTIME; "$@" >/dev/null; echo "$t0 $EPOCHREALTIME" | awk '{printf "%.2f\n", $2 - $1}'; }
+
+cp cmd/kimage/agent/kimage-agent-amd64 "$work/agent"
+bake # fills the cache
+offset=$(bin/kimage inspect "$work/out/bench.raw" --json | sed -n '/"KIMAGE"/,/offsetBytes/s/.*"offsetBytes": \([0-9]*\).*/\1/p')
+name=$(debugfs -R "ls -p /extensions" "$work/out/bench.raw?offset=$offset" 2>/dev/null | grep -o '[0-9a-f]\{64\}\.raw' | head -n 1)
+debugfs -R "dump /extensions/$name $work/payload.raw" "$work/out/bench.raw?offset=$offset" 2>/dev/null
+unsquashfs -q -n -o 1048576 -d "$work/tree" "$work/payload.raw" >/dev/null
+
+reference() {
+	rm -f "$work/copy" "$work/squashfs"
+	cp --sparse=always "$work/out/bench.raw" "$work/copy"
+	sync "$work/copy"
+	mksquashfs "$work/tree" "$work/squashfs" -noappend -quiet -no-progress -comp zstd -Xcompression-level 6 -b 1048576 -mem 96M
+}
+
+for i in $(seq "$N"); do
+	printf '%s' "$i" >>"$work/agent"
+	seconds bake >>"$work/kimage"
+	seconds reference >>"$work/reference"
+done
+kimage=$(median <"$work/kimage")
+reference=$(median <"$work/reference")
+awk -v k="$kimage" -v r="$reference" 'BEGIN {printf "time: kimage %.2f s, reference %.2f s, ratio %.2f (goal 1.20)\n", k, r, k / r}'
+
+if [ -d /sys/fs/cgroup/memory ]; then
+	mkdir "$cgroup"
+	echo $((256 << 20)) >"$cgroup/memory.limit_in_bytes"
+	printf x >>"$work/agent"
+	bash -c 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"' sh "$cgroup" bin/kimage build --os debian-13 --agent "$work/agent" --name bench -o "$work/out" --quiet
+	echo "memory: within 256 MiB"
+fi
