@@ -1,7 +1,9 @@
 // Package squashfs writes a tree as a squashfs file system with mksquashfs.
 //
 // The tree goes in as a tar stream, never through a staging directory, so
-// owners, modes, times and extended attributes do not depend on who builds.
+// modes, times and extended attributes do not depend on who builds. Everything
+// in it is root's: with a tar stream mksquashfs 4.5 gives the root directory to
+// whoever runs it, whatever -root-uid says, and only -all-root prevents that.
 package squashfs
 
 import (
@@ -33,8 +35,13 @@ type Config struct {
 	Memory   int    // MiB that mksquashfs may use for its queues; 0: 96
 }
 
-// Write writes t to c.File.
+// Write writes t to c.File. An entry that is not root's is an error.
 func Write(ctx context.Context, t *tree.Tree, c Config) error {
+	for _, e := range t.Entries() {
+		if e.UID != 0 || e.GID != 0 {
+			return fmt.Errorf("writing squashfs: %s belongs to %d:%d, not to root", e.Path, e.UID, e.GID)
+		}
+	}
 	mem := c.Memory
 	if mem == 0 {
 		mem = 96
@@ -58,7 +65,7 @@ func Write(ctx context.Context, t *tree.Tree, c Config) error {
 	err = run.Run(ctx, run.Cmd{Stdin: r, Argv: []string{"mksquashfs", "-", c.File, "-tar", "-noappend", "-quiet", "-no-progress",
 		"-comp", "zstd", "-Xcompression-level", strconv.Itoa(Level), "-b", strconv.Itoa(blockSize),
 		"-mem", strconv.Itoa(mem) + "M", "-reproducible", "-mkfs-time", seconds,
-		"-root-mode", "0755", "-root-uid", "0", "-root-gid", "0", "-root-time", seconds, "-all-time", seconds}})
+		"-all-root", "-root-mode", "0755", "-root-time", seconds, "-all-time", seconds}})
 	r.Close()
 	if werr := <-tarErr; werr != nil && !errors.Is(werr, io.ErrClosedPipe) && !errors.Is(werr, os.ErrClosed) {
 		err = errors.Join(werr, err)

@@ -20,7 +20,7 @@ func sample(t *testing.T) *tree.Tree {
 	for _, err := range []error{
 		tr.Bytes("usr/bin/tool", 0o755, bytes.Repeat([]byte("x"), 1<<20)),
 		tr.Symlink("usr/bin/link", "tool"),
-		tr.Add(tree.Entry{Path: "usr/owned", Mode: 0o640, UID: 7, GID: 8, Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(nil)), nil }}),
+		tr.Add(tree.Entry{Path: "usr/owned", Mode: 0o640, Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(nil)), nil }}),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -44,7 +44,7 @@ func TestWrite(t *testing.T) {
 			t.Fatalf("unsquashfs: %v\n%s", err, out)
 		}
 		// The root directory too is root's, 0755, of the fixed time.
-		for _, want := range []string{"drwxr-xr-x 0/0", "2023-11-14 22:13 squashfs-root\n", "-rwxr-xr-x 0/0", "-rw-r----- 7/8", "squashfs-root/usr/bin/link -> tool"} {
+		for _, want := range []string{"drwxr-xr-x 0/0", "2023-11-14 22:13 squashfs-root\n", "-rwxr-xr-x 0/0", "-rw-r----- 0/0", "squashfs-root/usr/bin/link -> tool"} {
 			if !strings.Contains(string(out), want) {
 				t.Errorf("no %q in\n%s", want, out)
 			}
@@ -57,6 +57,16 @@ func TestWrite(t *testing.T) {
 	}
 	if !bytes.Equal(images[0], images[1]) {
 		t.Error("the bytes depend on the umask")
+	}
+}
+
+func TestWriteRefusesOwners(t *testing.T) {
+	tr := tree.New()
+	if err := tr.Add(tree.Entry{Path: "usr/owned", Mode: fs.ModeDir | 0o755, GID: 8}); err != nil {
+		t.Fatal(err)
+	}
+	if err := Write(t.Context(), tr, Config{File: filepath.Join(t.TempDir(), "fs"), UnixTime: 1}); err == nil || !strings.Contains(err.Error(), "usr/owned belongs to 0:8") {
+		t.Errorf("error %v", err)
 	}
 }
 
