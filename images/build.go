@@ -25,6 +25,7 @@ import (
 	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/cache"
 	"github.com/kimage-project/kimage/pkg/doctor"
+	"github.com/kimage-project/kimage/pkg/nearest"
 	"github.com/kimage-project/kimage/pkg/progress"
 	"github.com/kimage-project/kimage/pkg/sparse"
 )
@@ -126,14 +127,14 @@ func New(c Config) (*Builder, error) {
 	if v, ok := matchVersion(c.Kubernetes, versions); ok {
 		c.Kubernetes = v
 	} else {
-		wrong = append(wrong, unknown("Kubernetes version", c.Kubernetes, versions))
+		wrong = append(wrong, nearest.Unknown("Kubernetes version", c.Kubernetes, versions))
 	}
 	choose := func(what string, value *string, known []string) {
 		if *value == "" {
 			*value = known[0]
 		}
 		if !slices.Contains(known, *value) {
-			wrong = append(wrong, unknown(what, *value, known))
+			wrong = append(wrong, nearest.Unknown(what, *value, known))
 		}
 	}
 	choose("runtime", &c.Runtime, Runtimes)

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/kimage-project/kimage/pkg/nearest"
 )
 
 //go:embed os/*.yaml
@@ -80,5 +82,5 @@ func FindOS(name string) (OS, error) {
 		}
 		names = append(append(names, o.Name), o.Aliases...)
 	}
-	return OS{}, unknown("operating system", name, names)
+	return OS{}, nearest.Unknown("operating system", name, names)
 }

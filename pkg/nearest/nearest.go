@@ -1,4 +1,5 @@
-package images
+// Package nearest finds the known name that was probably meant by an unknown one.
+package nearest
 
 import (
 	"fmt"
@@ -6,10 +7,10 @@ import (
 	"strings"
 )
 
-// unknown is the error for a name that is not in a list: it suggests what was
+// Unknown is the error for a name that is not in a list: it suggests what was
 // probably meant, or shows the list.
-func unknown(what, name string, known []string) error {
-	near := nearest(name, known)
+func Unknown(what, name string, known []string) error {
+	near := Names(name, known)
 	if len(near) > 0 {
 		return fmt.Errorf("unknown %s %q: did you mean %s?", what, name, strings.Join(near, " or "))
 	}
@@ -17,9 +18,9 @@ func unknown(what, name string, known []string) error {
 	return fmt.Errorf("unknown %s %q: known are %s", what, name, strings.Join(sorted, ", "))
 }
 
-// nearest returns up to two known names within a third of name's length in
+// Names returns up to two known names within a third of name's length in
 // edits, or that begin alike.
-func nearest(name string, known []string) []string {
+func Names(name string, known []string) []string {
 	type scored struct {
 		name  string
 		edits int
