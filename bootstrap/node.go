@@ -25,7 +25,7 @@ import (
 const (
 	Data         = "/var/lib/kimage" // where the partition KIMAGE is mounted
 	manifestFile = "/usr/share/kimage/manifest.json"
-	rootHashFile = "/etc/kimage/roothash"
+	rootHashFile = "/run/extensions/kimage.roothash" // linked by activation
 	socket       = "/run/containerd/containerd.sock"
 	partition    = "KIMAGE"
 )

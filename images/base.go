@@ -69,7 +69,7 @@ func (b *Builder) packagesBase(ctx context.Context) (base, error) {
 	if b.os.Packages.Suite == "" {
 		return base{}, fmt.Errorf("%s cannot be made from packages: name an image with --base FILE or URL", b.os.Title)
 	}
-	recipe := []string{"base-2", b.config.Arch, b.config.AptMirror, fmt.Sprintf("%+v", b.os)}
+	recipe := []string{"base-2", b.config.Arch, b.config.AptMirror, b.os.inputs()}
 	dir, err := files.ReadDir("files/base")
 	if err != nil {
 		return base{}, err

@@ -116,6 +116,8 @@ func New(c Config) (*Builder, error) {
 	o, err := FindOS(c.OS)
 	if err != nil {
 		wrong = append(wrong, err)
+	} else if !o.Baked() {
+		wrong = append(wrong, fmt.Errorf("%s cannot be baked by this kimage, only configured (kimage config): kimage list os shows what can", o.Title))
 	}
 	versions, err := components.Versions()
 	if err != nil {

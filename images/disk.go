@@ -170,6 +170,11 @@ func (d *disk) fillKIMAGE(ctx context.Context, part gpt.Partition, p payload, m 
 	if err := t.Symlink("extensions/current.raw", p.sha256+".raw"); err != nil {
 		return err
 	}
+	if p.rootHash != "" {
+		if err := errors.Join(t.Bytes("extensions/"+p.sha256+".roothash", 0o644, []byte(p.rootHash)), t.Symlink("extensions/current.roothash", p.sha256+".roothash")); err != nil {
+			return err
+		}
+	}
 	if images != "" {
 		if err := t.File("images/images.tar", 0o644, images); err != nil {
 			return err

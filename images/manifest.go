@@ -64,7 +64,7 @@ func (b *Builder) newManifest(base baseInfo, set *components.Set, agentSHA256 st
 	}
 	h := sha256.New()
 	h.Write(inputs)
-	fmt.Fprintf(h, "%d %+v\n", diskVersion, b.os)
+	fmt.Fprintf(h, "%d %s\n", diskVersion, b.os.inputs())
 	for _, group := range []string{"payload", "activation"} {
 		entries, err := files.ReadDir("files/" + group)
 		if err != nil {

@@ -17,18 +17,19 @@ var osFiles embed.FS
 
 // OS is one file under images/os: all that kimage knows of an operating system.
 type OS struct {
-	Name        string   `yaml:"name"`
-	Title       string   `yaml:"title"`
-	Aliases     []string `yaml:"aliases"`
-	Tested      string   `yaml:"tested"` // vendor, lookalike or render
-	Arches      []string `yaml:"arches"`
-	User        string   `yaml:"user"`      // the account that first boot makes
-	FirstBoot   string   `yaml:"firstBoot"` // cloud-init or ignition
-	RootSizeMiB int64    `yaml:"rootSizeMiB"`
-	RootMiB     int64    `yaml:"rootMiB"`
-	Sysext      Sysext   `yaml:"sysext"`
-	Mask        []string `yaml:"mask"` // units that cannot live on an immutable, offline /usr
-	Packages    Packages `yaml:"packages"`
+	Name        string          `yaml:"name"`
+	Title       string          `yaml:"title"`
+	Aliases     []string        `yaml:"aliases"`
+	Tested      string          `yaml:"tested"` // vendor, lookalike or render
+	Arches      []string        `yaml:"arches"`
+	User        string          `yaml:"user"`      // the account that first boot makes
+	FirstBoot   string          `yaml:"firstBoot"` // cloud-init or ignition
+	RootSizeMiB int64           `yaml:"rootSizeMiB"`
+	RootMiB     int64           `yaml:"rootMiB"`
+	Sysext      Sysext          `yaml:"sysext"`
+	Mask        []string        `yaml:"mask"` // units that cannot live on an immutable, offline /usr
+	Packages    Packages        `yaml:"packages"`
+	Config      FirstBootConfig `yaml:"config"`
 }
 
 // Sysext is how the OS's systemd recognises an extension as made for it.
@@ -43,6 +44,30 @@ type Packages struct {
 	Suite   string   `yaml:"suite"`
 	Include []string `yaml:"include"`
 }
+
+// FirstBootConfig is what the first-boot config of a machine depends on; the fields are
+// described where it is used, in package ignition.
+type FirstBootConfig struct {
+	Variant      string   `yaml:"variant"`
+	Version      string   `yaml:"version"`
+	User         string   `yaml:"-"`
+	Network      string   `yaml:"network"`
+	Time         string   `yaml:"time"`
+	TrustDir     string   `yaml:"trustDir"`
+	TrustCommand string   `yaml:"trustCommand"`
+	SSHUnits     []string `yaml:"sshUnits"`
+	EditableRoot bool     `yaml:"editableRoot"`
+	SELinux      bool     `yaml:"selinux"`
+}
+
+// inputs is what decides the content of an image of the OS.
+func (o OS) inputs() string {
+	o.Title, o.Aliases, o.Tested, o.User, o.Config = "", nil, "", "", FirstBootConfig{}
+	return fmt.Sprintf("%+v", o)
+}
+
+// Baked says whether this kimage can bake the OS; others can be configured only.
+func (o OS) Baked() bool { return o.Packages.Suite != "" }
 
 // OSes returns every OS file, by name.
 func OSes() ([]OS, error) {

@@ -1,14 +1,11 @@
 package images
 
 import (
-	"bytes"
 	"context"
 	"embed"
 	"encoding/json"
 	"fmt"
-	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -161,53 +158,4 @@ func checkBase(ctx context.Context, root ext4.Volume, t *tree.Tree) error {
 		}
 	}
 	return nil
-}
-
-// activationTree are the files that make the base mount KIMAGE, merge the
-// payload and start it.
-func (b *Builder) activationTree(p payload, imageID string) (*tree.Tree, error) {
-	t := tree.New()
-	put := func(to string, perm fs.FileMode, content []byte) error { return t.Bytes(to, perm, content) }
-	const units = "etc/systemd/system/"
-	type file struct {
-		to      string
-		perm    fs.FileMode
-		content []byte
-	}
-	all := []file{
-		{"etc/kimage/activate", 0o755, embedded("activation/activate")},
-		{"etc/kimage/start", 0o755, embedded("activation/start")},
-		{"etc/kimage/imageID", 0o644, []byte(imageID + "\n")},
-		{units + "kimage-activate.service", 0o644, embedded("activation/kimage-activate.service")},
-		{units + "kimage-start.service", 0o644, embedded("activation/kimage-start.service")},
-	}
-	if p.rootHash != "" {
-		all = append(all, file{"etc/kimage/roothash", 0o644, []byte(p.rootHash)})
-	} else {
-		all = append(all, file{"etc/kimage/payload.sha256", 0o644, fmt.Appendf(nil, "%s  /var/lib/kimage/extensions/current.raw\n", p.sha256)})
-	}
-	if b.os.FirstBoot == "cloud-init" {
-		for _, unit := range []string{"cloud-config", "cloud-final"} {
-			all = append(all, file{units + unit + ".service.d/10-kimage.conf", 0o644, embedded("activation/cloud-config.conf")})
-		}
-	}
-	for _, f := range all {
-		if err := put(f.to, f.perm, bytes.Clone(f.content)); err != nil {
-			return nil, err
-		}
-	}
-	links := map[string]string{
-		units + "sysinit.target.wants/kimage-activate.service": "../kimage-activate.service",
-		units + "sysinit.target.wants/systemd-sysext.service":  "/usr/lib/systemd/system/systemd-sysext.service",
-		units + "multi-user.target.wants/kimage-start.service": "../kimage-start.service",
-	}
-	for _, unit := range b.os.Mask {
-		links[path.Join(units, unit)] = "/dev/null"
-	}
-	for p, target := range links {
-		if err := t.Symlink(p, target); err != nil {
-			return nil, err
-		}
-	}
-	return t, t.Dir("var/lib/kimage", 0o755)
 }

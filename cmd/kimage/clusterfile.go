@@ -1,51 +1,81 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 
+	"github.com/kimage-project/kimage/ignition/state"
 	"github.com/kimage-project/kimage/images"
+	"github.com/kimage-project/kimage/images/components"
+	"github.com/kimage-project/kimage/pkg/cluster"
 )
+
+const defaultClusterFile = "cluster.yaml"
+
+// support is what this kimage can do for a cluster file.
+func support() (cluster.Support, error) {
+	oses, err := images.OSes()
+	if err != nil {
+		return cluster.Support{}, err
+	}
+	s := cluster.Support{Runtimes: images.Runtimes, Plugins: images.Networks, Components: components.CatalogueVersions}
+	for _, o := range oses {
+		s.OSes = append(s.OSes, cluster.OS{Name: o.Name, Aliases: o.Aliases, FirstBoot: o.FirstBoot})
+	}
+	s.Kubernetes, err = components.Versions()
+	return s, err
+}
+
+// readCluster reads the cluster file and tells its warnings.
+func readCluster(cmd *cobra.Command, name string) (*cluster.File, error) {
+	s, err := support()
+	if err != nil {
+		return nil, err
+	}
+	f, err := cluster.Read(name, s)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range f.Warnings {
+		fmt.Fprintf(cmd.ErrOrStderr(), "%s: warning: %s\n", name, w)
+	}
+	return f, nil
+}
+
+// clusterFlag adds -f.
+func clusterFlag(cmd *cobra.Command, name *string) {
+	cmd.Flags().StringVarP(name, "file", "f", defaultClusterFile, "cluster file")
+}
+
+// identityFlag adds --identity.
+func identityFlag(cmd *cobra.Command, name *string) {
+	cmd.Flags().StringVar(name, "identity", os.Getenv("KIMAGE_AGE_IDENTITY"), "file with the age identity that the secrets are encrypted to (default: $KIMAGE_AGE_IDENTITY)")
+}
+
+// openState opens the secrets of f and says what they are told.
+func openState(cmd *cobra.Command, f *cluster.File, identity string) state.Config {
+	return state.Config{File: f, Identity: identity, Logf: func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }}
+}
 
 // fromClusterFile takes what an image needs from a cluster file; flags win.
 func fromClusterFile(cmd *cobra.Command, name string, c *images.Config) error {
-	data, err := os.ReadFile(name)
+	f, err := readCluster(cmd, name)
 	if err != nil {
-		return fmt.Errorf("cluster file: %w", err)
+		return err
 	}
-	var file struct {
-		APIVersion string `yaml:"apiVersion"`
-		Kind       string `yaml:"kind"`
-		Spec       struct {
-			Kubernetes string `yaml:"kubernetes"`
-			OS         string `yaml:"os"`
-			Runtime    string `yaml:"runtime"`
-			Network    struct {
-				Plugin string `yaml:"plugin"`
-			} `yaml:"network"`
-		} `yaml:"spec"`
-	}
-	// What concerns machines and not images is not looked at.
-	if err := yaml.NewDecoder(bytes.NewReader(data)).Decode(&file); err != nil {
-		return fmt.Errorf("cluster file %s: %w", name, err)
-	}
-	if file.APIVersion != images.APIVersion || file.Kind != "Cluster" {
-		return fmt.Errorf("cluster file %s: expected apiVersion %s and kind Cluster, got %q and %q", name, images.APIVersion, file.APIVersion, file.Kind)
-	}
+	spec := f.Cluster.Spec
 	for flag, v := range map[string]struct {
 		from string
 		to   *string
 	}{
-		"os":         {file.Spec.OS, &c.OS},
-		"kubernetes": {file.Spec.Kubernetes, &c.Kubernetes},
-		"runtime":    {file.Spec.Runtime, &c.Runtime},
-		"network":    {file.Spec.Network.Plugin, &c.Network},
+		"os":         {f.OS.Name, &c.OS},
+		"kubernetes": {spec.Kubernetes, &c.Kubernetes},
+		"runtime":    {spec.Runtime, &c.Runtime},
+		"network":    {spec.Network.Plugin, &c.Network},
 	} {
-		if v.from != "" && !cmd.Flags().Changed(flag) {
+		if !cmd.Flags().Changed(flag) {
 			*v.to = v.from
 		}
 	}

@@ -26,6 +26,7 @@ that every build needs; what only some builds need is shown, too.`,
 				{"every build", doctor.Bake},
 				{"--base packages", doctor.BasePackages},
 				{"--components source", slices.Concat(doctor.Source, doctor.SourceImages)},
+				{"kimage config --seed", doctor.Seed},
 				{"booting an image here", doctor.Boot},
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)

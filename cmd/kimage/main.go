@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/kimage-project/kimage/pkg/cluster"
 )
 
 // Exit status of every command.
@@ -41,6 +43,10 @@ func run(args []string) int {
 		fmt.Fprintln(os.Stderr, "kimage: interrupted; nothing is left behind")
 		return statusCouldNotTell
 	}
+	if wrong, ok := errors.AsType[*cluster.Problems](err); ok {
+		fmt.Fprintln(os.Stderr, wrong)
+		return statusCouldNotTell
+	}
 	// One line, however many things are wrong.
 	fmt.Fprintf(os.Stderr, "kimage: %s\n", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; "))
 	return statusCouldNotTell
@@ -54,13 +60,15 @@ func newRoot() *cobra.Command {
 container images of the control plane, from a stock image or from packages:
 no virtual machine, no container engine, no root.
 
-  kimage build --os debian-13     one image, ready for kubeadm init without a network`,
+  kimage build --os debian-13     one image, ready for kubeadm init without a network
+  kimage cluster new              a cluster file to begin with
+  kimage config                   what each of its machines is told at first boot`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newBuild(), newInspect(), newList(), newDoctor(), newCache(), newVersion())
+	root.AddCommand(newBuild(), newInspect(), newCluster(), newConfig(), newSecrets(), newList(), newDoctor(), newCache(), newVersion())
 	return root
 }

@@ -11,6 +11,7 @@ import (
 	"bytes"
 	_ "embed"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -131,4 +132,20 @@ func etcdModule(version string) string {
 		return v
 	}
 	return version
+}
+
+// CatalogueVersions returns the version of every component that goes with a
+// Kubernetes version of the catalogue; nil: there is no such version.
+func CatalogueVersions(kubernetes string) map[string]string {
+	c, err := load()
+	if err != nil {
+		return nil // New reports it
+	}
+	r, ok := c.row(kubernetes)
+	if !ok {
+		return nil
+	}
+	versions := map[string]string(maps.Clone(r))
+	delete(versions, "version")
+	return versions
 }

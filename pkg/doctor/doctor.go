@@ -61,6 +61,9 @@ var (
 		{Program: "dpkg-deb", Package: "dpkg", Why: "unpacks them"},
 		{File: "/usr/share/keyrings/debian-archive-keyring.gpg", Package: "debian-archive-keyring", Why: "verifies them"},
 	}
+	Seed = []Need{
+		{Program: "xorriso", Package: "xorriso", Why: "writes NoCloud volumes"},
+	}
 	Boot = []Need{
 		{Program: "qemu-system-x86_64", Package: "qemu-system-x86", Why: "boots an image on this machine"},
 		{Program: "qemu-img", Package: "qemu-utils", Why: "makes its disks"},

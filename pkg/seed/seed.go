@@ -1,6 +1,6 @@
 // Package seed writes the small volumes from which a machine reads its
-// configuration at first boot: cloud-init's NoCloud, a FAT file system labelled
-// CIDATA.
+// configuration at first boot: cloud-init's NoCloud, an ISO 9660 file system
+// labelled CIDATA, with xorriso. The same files give the same bytes.
 package seed
 
 import (
@@ -10,31 +10,19 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/kimage-project/kimage/pkg/run"
 )
 
-const (
-	label     = "CIDATA"
-	sizeBytes = 4 << 20
-)
+const label = "CIDATA"
 
-// Write makes volume, which must not exist, with the files (name to content).
+// epoch is when everything on a volume says it was made, seconds.
+const epoch = "1700000000"
+
+// Write makes volume, which must not exist, with the files (name to content). It
+// may hold secrets: its mode is 0600.
 func Write(ctx context.Context, volume string, files map[string][]byte) error {
-	f, err := os.OpenFile(volume, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	if err := f.Truncate(sizeBytes); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := run.Run(ctx, run.Cmd{Argv: []string{"mkfs.vfat", "--invariant", "-n", label, volume}}); err != nil {
-		return fmt.Errorf("making seed %s: %w", volume, err)
-	}
 	dir, err := os.MkdirTemp(filepath.Dir(volume), ".seed")
 	if err != nil {
 		return err
@@ -45,9 +33,24 @@ func Write(ctx context.Context, volume string, files map[string][]byte) error {
 		if err := os.WriteFile(host, files[name], 0o600); err != nil {
 			return err
 		}
-		if err := run.Run(ctx, run.Cmd{Argv: []string{"mcopy", "-i", volume, host, "::/" + name}, Env: []string{"MTOOLS_SKIP_CHECK=1"}}); err != nil {
-			return fmt.Errorf("making seed %s: %w", volume, err)
+		if err := os.Chtimes(host, time.Unix(0, 0), time.Unix(0, 0)); err != nil {
+			return err
 		}
+	}
+	if err := os.Chtimes(dir, time.Unix(0, 0), time.Unix(0, 0)); err != nil { // the volume's root
+		return err
+	}
+	out, err := os.OpenFile(volume, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := out.Close(); err != nil {
+		return err
+	}
+	// -r: root's, readable by all on the volume, whoever made it.
+	if err := run.Run(ctx, run.Cmd{Argv: []string{"xorriso", "-as", "mkisofs", "-quiet", "-r", "-J", "-V", label, "-o", volume, dir}, Env: []string{"SOURCE_DATE_EPOCH=" + epoch}}); err != nil {
+		os.Remove(volume)
+		return fmt.Errorf("making seed %s: %w", volume, err)
 	}
 	return nil
 }

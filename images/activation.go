@@ -1,0 +1,72 @@
+package images
+
+import (
+	"fmt"
+	"io/fs"
+	"path"
+
+	"github.com/kimage-project/kimage/pkg/tree"
+)
+
+// Activation are the files and links that make a base of the OS mount KIMAGE,
+// merge the payload and start it. A root that kimage can edit gets them when it
+// is baked, others at first boot.
+func (o OS) Activation() (*tree.Tree, error) {
+	t := tree.New()
+	const units = "etc/systemd/system/"
+	for to, from := range map[string]string{
+		"etc/kimage/activate":             "activation/activate",
+		"etc/kimage/start":                "activation/start",
+		units + "kimage-activate.service": "activation/kimage-activate.service",
+		units + "kimage-start.service":    "activation/kimage-start.service",
+	} {
+		perm := fs.FileMode(0o644)
+		if path.Ext(to) == "" {
+			perm = 0o755
+		}
+		if err := t.Bytes(to, perm, embedded(from)); err != nil {
+			return nil, err
+		}
+	}
+	if o.FirstBoot == "cloud-init" {
+		for _, unit := range []string{"cloud-config", "cloud-final"} {
+			if err := t.Bytes(units+unit+".service.d/10-kimage.conf", 0o644, embedded("activation/cloud-config.conf")); err != nil {
+				return nil, err
+			}
+		}
+	}
+	links := map[string]string{
+		units + "sysinit.target.wants/kimage-activate.service": "../kimage-activate.service",
+		units + "sysinit.target.wants/systemd-sysext.service":  "/usr/lib/systemd/system/systemd-sysext.service",
+		units + "multi-user.target.wants/kimage-start.service": "../kimage-start.service",
+	}
+	for _, unit := range o.Mask {
+		links[path.Join(units, unit)] = "/dev/null"
+	}
+	for p, target := range links {
+		if err := t.Symlink(p, target); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// activationTree is what is baked into the root: the activation files, and the
+// digest that the payload must have.
+func (b *Builder) activationTree(p payload, imageID string) (*tree.Tree, error) {
+	t, err := b.os.Activation()
+	if err != nil {
+		return nil, err
+	}
+	if err := t.Bytes("etc/kimage/imageID", 0o644, []byte(imageID+"\n")); err != nil {
+		return nil, err
+	}
+	name, content := "etc/kimage/payload.sha256", fmt.Appendf(nil, "%s  /var/lib/kimage/extensions/current.raw\n", p.sha256)
+	if p.rootHash != "" {
+		name, content = "etc/kimage/roothash", []byte(p.rootHash)
+	}
+	if err := t.Bytes(name, 0o644, content); err != nil {
+		return nil, err
+	}
+	return t, t.Dir("var/lib/kimage", 0o755)
+}
