@@ -126,22 +126,16 @@ func (g *Generator) ignition(p *plan) (map[string][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	mine, err := translate(data, common.TranslateBytesOptions{})
+	// Without a snippet the config is of the variant's oldest specification, 3.3,
+	// which every Ignition since 2.11 reads.
+	out, mine, err := translate(data, "")
 	if err != nil {
 		return nil, fmt.Errorf("BUG: %w", err)
 	}
 	if s := p.target.Machine.Butane; s != "" {
-		if mine, err = g.mergeButane(mine, s, p.target.Machine.Override); err != nil {
+		if out, err = g.mergeButane(mine, s, p.target.Machine.Override); err != nil {
 			return nil, fmt.Errorf("snippet %s: %w", s, err)
 		}
-	}
-	out, err := json.Marshal(mine)
-	if err != nil {
-		return nil, err
-	}
-	// Ignition's own validator has the last word, and its warnings count.
-	if _, r, err := ign.Parse(out); err != nil || len(r.Entries) > 0 {
-		return nil, fmt.Errorf("the config is not valid Ignition: %w", errors.Join(err, reported(r)))
 	}
 	return map[string][]byte{ConfigFile: append(out, '\n')}, nil
 }
@@ -181,19 +175,19 @@ func (g *Generator) system(p *plan) {
 	slices.SortFunc(p.files, func(a, b file) int { return strings.Compare(a.path, b.path) })
 }
 
-// translate turns Butane into Ignition 3.4, the newest specification that
-// every supported system reads. Warnings are errors.
-func translate(data []byte, o common.TranslateBytesOptions) (types.Config, error) {
-	o.Raw = true
-	out, r, err := config.TranslateBytes(data, o)
+// translate turns Butane into Ignition, as Butane wrote it and as a value of
+// specification 3.4, the newest that every supported system reads. Warnings of
+// Butane and of Ignition's own validator are errors.
+func translate(data []byte, filesDir string) ([]byte, types.Config, error) {
+	out, r, err := config.TranslateBytes(data, common.TranslateBytesOptions{Raw: true, TranslateOptions: common.TranslateOptions{FilesDir: filesDir}})
 	if err != nil || len(r.Entries) > 0 {
-		return types.Config{}, errors.Join(err, reported(r))
+		return nil, types.Config{}, errors.Join(err, reported(r))
 	}
 	c, r, err := ign.ParseCompatibleVersion(out)
 	if err != nil || len(r.Entries) > 0 {
-		return types.Config{}, fmt.Errorf("it must not need more than Ignition 3.4 (flatcar 1.1.0, fcos 1.5.0): %w", errors.Join(err, reported(r)))
+		return nil, c, fmt.Errorf("it must be valid Ignition of at most 3.4 (flatcar 1.1.0, fcos 1.5.0): %w", errors.Join(err, reported(r)))
 	}
-	return c, nil
+	return out, c, nil
 }
 
 func reported(r report.Report) error {
@@ -204,21 +198,21 @@ func reported(r report.Report) error {
 }
 
 // mergeButane lays a person's snippet over mine.
-func (g *Generator) mergeButane(mine types.Config, name string, override []string) (types.Config, error) {
+func (g *Generator) mergeButane(mine types.Config, name string, override []string) ([]byte, error) {
 	data, dir, err := g.snippet(name)
 	if err != nil {
-		return mine, err
+		return nil, err
 	}
 	var head struct{ Variant string }
 	if err := yaml.Unmarshal(data, &head); err != nil {
-		return mine, err
+		return nil, err
 	}
 	if head.Variant != g.os.Variant {
-		return mine, fmt.Errorf("its variant is %q, and %s wants %q", head.Variant, g.file.OS.Name, g.os.Variant)
+		return nil, fmt.Errorf("its variant is %q, and %s wants %q", head.Variant, g.file.OS.Name, g.os.Variant)
 	}
-	theirs, err := translate(data, common.TranslateBytesOptions{TranslateOptions: common.TranslateOptions{FilesDir: dir}})
+	_, theirs, err := translate(data, dir)
 	if err != nil {
-		return mine, err
+		return nil, err
 	}
 	have := names(mine)
 	for _, n := range names(theirs) {
@@ -226,11 +220,19 @@ func (g *Generator) mergeButane(mine types.Config, name string, override []strin
 			continue
 		}
 		if !slices.Contains(override, n) {
-			return mine, fmt.Errorf("it replaces %s of kimage's: leave that out, or name it under machine.override", n)
+			return nil, fmt.Errorf("it replaces %s of kimage's: leave that out, or name it under machine.override", n)
 		}
 		mine = without(mine, n)
 	}
-	return ign.Merge(mine, theirs), nil
+	out, err := json.Marshal(ign.Merge(mine, theirs))
+	if err != nil {
+		return nil, err
+	}
+	// Each was valid; together they must be as well.
+	if _, r, err := ign.Parse(out); err != nil || len(r.Entries) > 0 {
+		return nil, fmt.Errorf("together with kimage's it is not valid Ignition: %w", errors.Join(err, reported(r)))
+	}
+	return out, nil
 }
 
 // names are the paths and units that a config sets.
