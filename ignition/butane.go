@@ -78,7 +78,8 @@ type butaneFile struct {
 }
 
 type butaneContents struct {
-	Inline string `yaml:"inline"`
+	Source      string `yaml:"source"`
+	Compression string `yaml:"compression,omitempty"`
 }
 
 type butaneLink struct {
@@ -106,7 +107,11 @@ func (g *Generator) ignition(p *plan) (map[string][]byte, error) {
 		b.Passwd.Users = []butaneUser{{g.os.User, keys}}
 	}
 	for _, f := range p.files {
-		b.Storage.Files = append(b.Storage.Files, butaneFile{f.path, f.mode, true, butaneContents{string(f.content)}})
+		c, err := g.dataURLs.of(f.content)
+		if err != nil {
+			return nil, err
+		}
+		b.Storage.Files = append(b.Storage.Files, butaneFile{f.path, f.mode, true, c})
 	}
 	for _, l := range p.links {
 		b.Storage.Links = append(b.Storage.Links, butaneLink{l.path, l.target, true})

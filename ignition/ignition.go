@@ -66,6 +66,7 @@ type Generator struct {
 	rosterKey  string
 	joinKey    []byte
 	peers      *nodeconf.Peers
+	dataURLs   dataURLs
 }
 
 // platform is how large a config may be where machines run.
@@ -94,7 +95,8 @@ func Platforms() (names []string) {
 
 // New prepares what all machines share.
 func New(c Config) (*Generator, error) {
-	g := &Generator{file: c.File, state: c.State, os: c.OS, activation: c.Activation, joinKey: bytes.TrimSpace(c.State.Secret(nodeconf.JoinKey))}
+	g := &Generator{file: c.File, state: c.State, os: c.OS, activation: c.Activation, joinKey: bytes.TrimSpace(c.State.Secret(nodeconf.JoinKey)),
+		dataURLs: dataURLs{seen: map[string]butaneContents{}}}
 	name := c.Platform
 	if name == "" {
 		name = c.File.Cluster.Spec.Platform.Name()

@@ -165,7 +165,7 @@ func (s *Store) load(identity string) error {
 	if s.lock, err = os.Open(s.dir); err != nil {
 		return err
 	}
-	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX); err != nil {
+	if err := s.takeLock(); err != nil {
 		return fmt.Errorf("locking %s: %w", s.dir, err)
 	}
 	// Somebody may have changed it while this waited for the lock.
@@ -179,6 +179,15 @@ func (s *Store) load(identity string) error {
 		return err
 	}
 	return s.reconcile(public != nil)
+}
+
+func (s *Store) takeLock() error {
+	err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		s.logf("another kimage works with %s: waiting for it", s.dir)
+		err = unix.Flock(int(s.lock.Fd()), unix.LOCK_EX)
+	}
+	return err
 }
 
 func (s *Store) lost(what string) error {
