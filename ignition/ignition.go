@@ -146,18 +146,23 @@ type Machine struct {
 // All makes the configs of every node and pool, in the file's order.
 func (g *Generator) All() ([]Machine, error) {
 	targets := g.file.Targets()
-	out := make([]Machine, len(targets))
+	out, errs := make([]Machine, len(targets)), make([]error, len(targets))
 	var group errgroup.Group
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	for i, t := range targets {
-		group.Go(func() (err error) {
-			if out[i], err = g.machine(t); err != nil {
-				return fmt.Errorf("config of %s: %w", t.Name, err)
-			}
+		group.Go(func() error {
+			out[i], errs[i] = g.machine(t)
 			return nil
 		})
 	}
-	return out, group.Wait()
+	group.Wait()
+	// The first in the file's order, whichever came first in time.
+	for i, err := range errs {
+		if err != nil {
+			return nil, fmt.Errorf("config of %s: %w", targets[i].Name, err)
+		}
+	}
+	return out, nil
 }
 
 func (g *Generator) machine(t cluster.Target) (Machine, error) {

@@ -190,7 +190,7 @@ func TestURLs(t *testing.T) {
 func TestClusterFile(t *testing.T) {
 	f := fixtures(t)
 	file := filepath.Join(t.TempDir(), "cluster.yaml")
-	const text = "apiVersion: kimage.dev/v1alpha1\nkind: Cluster\nmetadata: {name: demo}\nspec: {os: debian-13, kubernetes: v1.37.2, network: {plugin: none}}\n"
+	const text = "apiVersion: kimage.dev/v1alpha1\nkind: Cluster\nmetadata: {name: demo}\nspec: {os: debian-13, kubernetes: v1.37.2, network: {plugin: none}, nodes: [{name: a, roles: [etcd, master], address: 10.0.0.1}]}\n"
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -57,7 +57,7 @@ func fixtures(t *testing.T) fixture {
 			return
 		}
 		shared.err = errors.Join(os.Chmod(shared.dir, 0o755), writeBase(filepath.Join(shared.dir, "base.raw"), shared.dir),
-			writeMirror(filepath.Join(shared.dir, "mirror")), os.WriteFile(filepath.Join(shared.dir, "agent"), []byte("#!agent"), 0o755))
+			writeMirror(filepath.Join(shared.dir, "mirror"), "v1.37.2"), os.WriteFile(filepath.Join(shared.dir, "agent"), []byte("#!agent"), 0o755))
 	})
 	if shared.err != nil {
 		t.Fatal(shared.err)
@@ -110,8 +110,8 @@ func put(file string, content []byte) error {
 }
 
 // writeMirror writes what components.Downloads lists.
-func writeMirror(dir string) error {
-	downloads, refs, err := components.Downloads("v1.37.2", "flannel", "amd64")
+func writeMirror(dir, kubernetes string) error {
+	downloads, refs, err := components.Downloads(kubernetes, "flannel", "amd64")
 	if err != nil {
 		return err
 	}
