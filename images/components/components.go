@@ -3,12 +3,16 @@ package components
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/kimage-project/kimage/pkg/cache"
 	"github.com/kimage-project/kimage/pkg/doctor"
@@ -110,7 +114,7 @@ func Resolve(ctx context.Context, c Config) (*Set, error) {
 		}
 		got, err := resolve(ctx, p)
 		if err != nil {
-			return nil, fmt.Errorf("component %s: %w", p.Name, err)
+			return nil, r.remedy(fmt.Errorf("component %s: %w", p.Name, err))
 		}
 		set.Programs = append(set.Programs, got)
 	}
@@ -120,11 +124,27 @@ func Resolve(ctx context.Context, c Config) (*Set, error) {
 		}
 		got, err := r.image(ctx, im)
 		if err != nil {
-			return nil, fmt.Errorf("container image %s: %w", r.row.expand(im.Ref, r.row["version"], c.Arch, ""), err)
+			return nil, r.remedy(fmt.Errorf("container image %s: %w", r.row.expand(im.Ref, r.row["version"], c.Arch, ""), err))
 		}
 		set.Images = append(set.Images, got)
 	}
 	return set, nil
+}
+
+// remedy adds to an error of the network where else components can come from.
+func (r *resolver) remedy(err error) error {
+	_, network := errors.AsType[*url.Error](err)
+	_, registry := errors.AsType[*transport.Error](err)
+	if !network && !registry && !errors.Is(err, fetch.ErrUnavailable) && !errors.Is(err, gobuild.ErrDownload) {
+		return err
+	}
+	switch {
+	case r.src.Mirror != "":
+		return fmt.Errorf("%w; is --components %s right? kimage list downloads shows what a mirror must hold", err, r.From)
+	case r.mode == Source:
+		return fmt.Errorf("%w; without a way to a Go module proxy (GOPROXY) use --components DIR or URL, a mirror", err)
+	}
+	return fmt.Errorf("%w; without a way to that server use --components source, or --components DIR or URL, a mirror", err)
 }
 
 // newResolver decides, before any work, where things come from.
@@ -264,7 +284,7 @@ func (r *resolver) build(ctx context.Context, s source, version string) ([]File,
 			defer work.Remove()
 			r.Report.Logf("building %s %s", name, version)
 			defer r.Report.Step("building " + name)()
-			return b.Run(ctx, work.Path, filepath.Join(dir, name))
+			return b.Run(ctx, work.Path, filepath.Join(dir, name), s.Unused)
 		})
 		if err != nil {
 			return nil, err
