@@ -3,11 +3,13 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -85,6 +87,26 @@ func TestBuildAndInspect(t *testing.T) {
 	}
 	if seen[0] != seen[1] || !strings.Contains(seen[0], "dm-verity root hash") || !strings.Contains(seen[0], "registry.k8s.io/pause:3.10.2") {
 		t.Errorf("inspect of raw and qcow2 differ, or say too little:\n%s\n%s", seen[0], seen[1])
+	}
+}
+
+// TestJSON: the object has exactly the fields that it is promised to have.
+func TestJSON(t *testing.T) {
+	f := fixtures(t)
+	out, errOut, status := kimage(t, f.args(t.TempDir(), t.TempDir(), "--json")...)
+	var object map[string]any
+	if err := json.Unmarshal([]byte(out), &object); err != nil || status != 0 {
+		t.Fatalf("status %d, %v: %s%s", status, err, out, errOut)
+	}
+	if got, want := slices.Sorted(maps.Keys(object)), []string{"apiVersion", "arch", "artifacts", "imageID", "kubernetes", "manifest", "name", "network", "os", "runtime"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	artifact := object["artifacts"].([]any)[0].(map[string]any)
+	if got, want := slices.Sorted(maps.Keys(artifact)), []string{"format", "path", "sha256", "sizeBytes"}; !slices.Equal(got, want) {
+		t.Errorf("artifact: got %v, want %v", got, want)
+	}
+	if _, err := os.Stat(object["manifest"].(string)); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -214,6 +214,14 @@ func writeImage(dir, ref string) error {
 	return nil
 }
 
+// asRoot skips a test that makes namespaces on a machine where it cannot. CI can.
+func asRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 && os.Getenv("CI") == "" {
+		t.Skip("needs root, to make namespaces")
+	}
+}
+
 // command is kimage as a child process.
 func command(args ...string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], args...)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -81,6 +82,7 @@ func same(t *testing.T, cmd *exec.Cmd, out string, want built) {
 // namespaces inside a chroot.
 func unprivileged(t *testing.T, args []string) *exec.Cmd {
 	t.Helper()
+	asRoot(t)
 	root := t.TempDir()
 	const script = `
 mount --rbind / "$ROOT"
@@ -110,7 +112,13 @@ func TestKill(t *testing.T) {
 	want := build(t, f.args(t.TempDir(), t.TempDir())...)
 	took := time.Since(started)
 	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d; a whole build takes %s", seed, took.Round(time.Millisecond))
+	if s := os.Getenv("KIMAGE_TEST_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("KIMAGE_TEST_SEED=%d; a whole build takes %s", seed, took.Round(time.Millisecond))
 	random := rand.New(rand.NewPCG(seed, 0))
 	cache, out := t.TempDir(), t.TempDir()
 	killed := 0
