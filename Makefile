@@ -42,7 +42,7 @@ lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./e2e
-	shellcheck images/files/activation/activate images/files/activation/start .ci/run
+	shellcheck images/files/activation/activate images/files/activation/start .ci/run e2e/bench.sh
 
 quick: $(AGENT) lint
 	$(GO) test $$($(GO) list ./... | grep -v cmd/kimage$$)

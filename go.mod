@@ -3,7 +3,6 @@ module github.com/kimage-project/kimage
 go 1.26.0
 
 require (
-	github.com/containerd/go-dmverity v0.1.0
 	github.com/diskfs/go-diskfs v1.9.4
 	github.com/google/go-containerregistry v0.22.1
 	github.com/klauspost/compress v1.20.3

@@ -77,6 +77,9 @@ func TestKubeadm(t *testing.T) {
 			t.Errorf("touch /usr/bin/x: %+v, %v", r, err)
 		}
 	})
+	t.Run("volume plugins", func(t *testing.T) {
+		n.must("touch /usr/libexec/kubernetes/kubelet-plugins/volume/exec/x && rm /var/lib/kubelet/volumeplugins/x", time.Minute)
+	})
 	t.Run("data partition", func(t *testing.T) {
 		if mib := n.must("df --output=size -BM /var/lib/kimage | tail -1", time.Minute); len(strings.TrimSpace(mib)) < len("13000M") {
 			t.Errorf("KIMAGE has %s on a disk of 20 GiB", mib)

@@ -26,7 +26,7 @@ func judge(t *testing.T, argv ...string) string {
 
 func TestBuildAndInspect(t *testing.T) {
 	f, out := fixtures(t), t.TempDir()
-	b := build(t, f.args(t.TempDir(), out, "--format", "raw,qcow2")...)
+	b := buildJSON(t, f.args(t.TempDir(), out, "--format", "raw,qcow2")...)
 	if b.APIVersion != "kimage.dev/v1alpha1" || b.Name != "debian-13-v1.37.2-amd64" || b.Kubernetes != "v1.37.2" || b.Runtime != "containerd" || b.Network != "flannel" ||
 		b.Arch != "amd64" || b.OS != "debian-13" || len(b.ImageID) != 12 || len(b.Artifacts) != 2 {
 		t.Errorf("%+v", b)
@@ -116,7 +116,7 @@ func TestReceipt(t *testing.T) {
 	if status != 0 {
 		t.Fatal(errOut)
 	}
-	for _, want := range []string{"imageID", "kubernetes", "v1.37.2", "https://dl.k8s.io/", "VERIFIED BY", "No signature was checked for: base, kubernetes", "Baked in", "qemu-system-x86_64", "sha256:"} {
+	for _, want := range []string{"imageID", "kubernetes", "v1.37.2", "https://dl.k8s.io/", "VERIFIED BY", "No signature was checked for: base, kubernetes", "Baked in", "qemu-system-x86_64", ".raw  7.1 GiB", " on disk"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
@@ -187,7 +187,7 @@ func TestURLs(t *testing.T) {
 	defer server.Close()
 	more := []string{"--base", server.URL + "/base.raw", "--components", server.URL + "/mirror"}
 	first := build(t, f.args(cache, t.TempDir(), more...)...)
-	if viaDir := build(t, f.args(t.TempDir(), t.TempDir(), "--base", server.URL+"/base.raw")...); viaDir.Artifacts[0].SHA256 != first.Artifacts[0].SHA256 {
+	if viaDir := build(t, f.args(t.TempDir(), t.TempDir(), "--base", server.URL+"/base.raw")...); viaDir.Artifacts[0].Digest != first.Artifacts[0].Digest {
 		t.Error("a mirror's directory and its URL give different images")
 	}
 	damage = true
@@ -196,7 +196,7 @@ func TestURLs(t *testing.T) {
 		t.Errorf("a changed kubelet: status %d, %s", status, errOut)
 	}
 	server.Close()
-	if again := build(t, f.args(cache, t.TempDir(), append(more, "--offline")...)...); again.Artifacts[0].SHA256 != first.Artifacts[0].SHA256 {
+	if again := build(t, f.args(cache, t.TempDir(), append(more, "--offline")...)...); again.Artifacts[0].Digest != first.Artifacts[0].Digest {
 		t.Error("--offline gives another image")
 	}
 	_, errOut, status = kimage(t, f.args(t.TempDir(), t.TempDir(), append(more, "--offline")...)...)

@@ -3,8 +3,11 @@ package components
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
+	"io"
 	"maps"
 	"net/url"
 	"os"
@@ -71,6 +74,7 @@ type Program struct {
 type File struct {
 	Dest      string `json:"path"` // in the payload
 	Host      string `json:"-"`
+	Entry     string `json:"-"` // of the cache, that holds Host
 	SizeBytes int64  `json:"sizeBytes"`
 	SHA256    string `json:"sha256"`
 }
@@ -227,9 +231,6 @@ func (r *resolver) programFromRelease(ctx context.Context, p program) (Program, 
 		if err != nil {
 			return out, err
 		}
-		if err := r.Cache.Verify(ctx, filepath.Dir(local)); err != nil {
-			return out, err
-		}
 		files := map[string]string{}
 		for member, dest := range rel.Files {
 			files[r.row.expand(member, v, r.Arch, "")] = dest
@@ -289,7 +290,7 @@ func (r *resolver) build(ctx context.Context, s source, version string) ([]File,
 		if err != nil {
 			return nil, err
 		}
-		f, err := r.file(ctx, entry, name, s.Packages[pkg])
+		f, err := r.file(entry, name, s.Packages[pkg])
 		if err != nil {
 			return nil, err
 		}
@@ -298,12 +299,8 @@ func (r *resolver) build(ctx context.Context, s source, version string) ([]File,
 	return out, nil
 }
 
-// file describes a file of a cache entry, reading it in full: what goes into
-// an image was verified this time, not only when it was stored.
-func (r *resolver) file(ctx context.Context, entry, name, dest string) (File, error) {
-	if err := r.Cache.Verify(ctx, entry); err != nil {
-		return File{}, err
-	}
+// file describes a file of a cache entry by what was recorded of it.
+func (r *resolver) file(entry, name, dest string) (File, error) {
 	digest, err := r.Cache.Digest(entry, name)
 	if err != nil {
 		return File{}, err
@@ -313,7 +310,40 @@ func (r *resolver) file(ctx context.Context, entry, name, dest string) (File, er
 	if err != nil {
 		return File{}, err
 	}
-	return File{Dest: dest, Host: host, SizeBytes: fi.Size(), SHA256: strings.TrimPrefix(digest, "sha256:")}, nil
+	return File{Dest: dest, Host: host, Entry: entry, SizeBytes: fi.Size(), SHA256: strings.TrimPrefix(digest, "sha256:")}, nil
+}
+
+// Damaged says that a file of the cache is not what was stored.
+type Damaged struct{ File File }
+
+func (d *Damaged) Error() string {
+	return filepath.Base(d.File.Host) + " has changed since it was stored"
+}
+
+// Open reads the file and compares it with its digest on the way: what goes
+// into an image is verified when it goes in, not only when it was stored. Instead
+// of the end of a file that has changed comes the error *Damaged.
+func (f File) Open() (io.ReadCloser, error) {
+	in, err := os.Open(f.Host)
+	if err != nil {
+		return nil, err
+	}
+	return &verifying{in, sha256.New(), f}, nil
+}
+
+type verifying struct {
+	*os.File
+	digest hash.Hash
+	of     File
+}
+
+func (v *verifying) Read(p []byte) (int, error) {
+	n, err := v.File.Read(p)
+	v.digest.Write(p[:n])
+	if err == io.EOF && hex.EncodeToString(v.digest.Sum(nil)) != v.of.SHA256 {
+		err = &Damaged{v.of}
+	}
+	return n, err
 }
 
 func sortFiles(files []File) {
