@@ -6,7 +6,7 @@
 #   make image      bake Debian 13 with Kubernetes into out/
 #   make e2e        the stories of CI that boot what was baked; RUN=name for one
 #   make bench      speed and memory, as ratios in one run
-#   make fuzz       the readers of hostile input, five minutes each
+#   make fuzz       the readers of hostile input, five minutes each (FUZZTIME=1m)
 #
 # Everything that is needed is installed (apt) or built.
 
@@ -42,7 +42,7 @@ lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./e2e
-	shellcheck images/files/activation/activate images/files/activation/start .ci/run
+	shellcheck images/files/activation/activate images/files/activation/start .ci/run e2e/bench.sh
 
 quick: $(AGENT) lint
 	$(GO) test $$($(GO) list ./... | grep -v cmd/kimage$$)
@@ -58,9 +58,10 @@ e2e: deps build
 bench: deps build
 	bash e2e/bench.sh
 
+FUZZTIME ?= 5m
 fuzz:
-	$(GO) test ./pkg/gpt -run '^$$' -fuzz FuzzRead -fuzztime 5m
-	$(GO) test ./pkg/qcow2 -run '^$$' -fuzz FuzzRead -fuzztime 5m
+	$(GO) test ./pkg/gpt -run '^$$' -fuzz FuzzRead -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
+	$(GO) test ./pkg/qcow2 -run '^$$' -fuzz FuzzRead -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 
 clean:
 	rm -rf bin out $(AGENT)

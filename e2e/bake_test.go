@@ -65,7 +65,7 @@ func TestForeignJudges(t *testing.T) {
 		t.Fatal(err)
 	}
 	dissect := judge(t, "systemd-dissect", "--no-pager", payload)
-	if !strings.Contains(dissect, "✓ extension for system") || !strings.Contains(dissect, "VERSION_ID=13") {
+	if !strings.Contains(dissect, "✓ extension for system") || !strings.Contains(dissect, "VERSION_ID="+strings.TrimPrefix(system, "debian-")) {
 		t.Errorf("systemd-dissect:\n%s", dissect)
 	}
 	// The partitions as files of their own, for programs without offsets.
@@ -87,6 +87,83 @@ func TestForeignJudges(t *testing.T) {
 		if strings.Contains(list, no) {
 			t.Errorf("the payload has %s", no)
 		}
+	}
+}
+
+// TestBase: the base has no secret and no identity of its own.
+func TestBase(t *testing.T) {
+	var in struct {
+		Partitions []struct {
+			Name        string
+			OffsetBytes int64
+		}
+	}
+	out := judge(t, "../bin/kimage", "inspect", image, "--json")
+	if err := json.Unmarshal([]byte(out), &in); err != nil {
+		t.Fatal(err)
+	}
+	var volume string
+	for _, p := range in.Partitions {
+		if p.Name == "root" {
+			volume = fmt.Sprintf("%s?offset=%d", image, p.OffsetBytes)
+		}
+	}
+	debugfs := func(command string) string {
+		return judge(t, "sh", "-c", "debugfs -R '"+command+"' '"+volume+"' 2>/dev/null")
+	}
+	shadow := debugfs("cat /etc/shadow")
+	if !strings.Contains("\n"+shadow, "\nroot:") {
+		t.Fatalf("/etc/shadow:\n%s", shadow)
+	}
+	for line := range strings.Lines(shadow) {
+		if f := strings.Split(line, ":"); f[1] == "" || !strings.ContainsAny(f[1][:1], "!*") {
+			t.Errorf("%s has a password", f[0])
+		}
+	}
+	if keys := debugfs("ls -p /etc/ssh"); !strings.Contains(keys, "sshd_config") || strings.Contains(keys, "ssh_host_") {
+		t.Errorf("/etc/ssh:\n%s", keys)
+	}
+	if id := debugfs("stat /etc/machine-id"); !strings.Contains(id, "Type: regular") || !strings.Contains(id, " Size: 0") {
+		t.Errorf("/etc/machine-id is not an empty file:\n%s", id)
+	}
+	if grub := debugfs("cat /boot/grub/grub.cfg"); !strings.Contains(grub, "console=tty0") || !strings.Contains(grub, "console=ttyS0") {
+		t.Errorf("grub.cfg:\n%s", grub)
+	}
+}
+
+// TestOrdinaryUser: nobody, without capabilities, user namespaces, loop devices
+// and KVM, in another directory, time zone and umask, bakes the same bytes.
+func TestOrdinaryUser(t *testing.T) {
+	if os.Getenv("KIMAGE_E2E_IMAGE") != "" {
+		t.Skip("another kimage may have baked KIMAGE_E2E_IMAGE")
+	}
+	cacheDir := os.Getenv("KIMAGE_CACHE")
+	if cacheDir == "" {
+		user, err := os.UserCacheDir()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cacheDir = filepath.Join(user, "kimage")
+	}
+	dir := t.TempDir()
+	for p := dir; p != os.TempDir() && p != "/"; p = filepath.Dir(p) {
+		if err := os.Chmod(p, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	judge(t, "sh", "-ec", `mkdir "$1/cache" "$1/root"; cp -R --sparse=always "$0/entries" "$1/cache/"; cp ../bin/kimage "$1/"; chown -R 65534:65534 "$1/cache"; mkdir -m 777 "$1/out"`, cacheDir, dir)
+	judge(t, "unshare", "--mount", "--propagation", "private", "sh", "-ec", `
+mount --rbind / "$1/root"
+mount -t tmpfs none "$1/root/dev"
+for d in null zero random urandom; do touch "$1/root/dev/$d"; mount --bind "/dev/$d" "$1/root/dev/$d"; done
+exec chroot "$1/root" setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all --no-new-privs env HOME=/nonexistent TZ=Asia/Tokyo sh -ec '
+	if unshare --user true 2>/dev/null; then echo "user namespaces work" >&2; exit 99; fi
+	if ls /dev/loop* /dev/kvm 2>/dev/null; then exit 98; fi
+	umask 077
+	exec "$1/kimage" build --os "$0" --offline --quiet --cache "$1/cache" -o "$1/out"' "$0" "$1"`, system, dir)
+	want, got := judge(t, "sha256sum", image), judge(t, "sha256sum", filepath.Join(dir, "out", filepath.Base(image)))
+	if got[:64] != want[:64] {
+		t.Errorf("other bytes:\n%s%s", want, got)
 	}
 }
 

@@ -77,6 +77,9 @@ func TestKubeadm(t *testing.T) {
 			t.Errorf("touch /usr/bin/x: %+v, %v", r, err)
 		}
 	})
+	t.Run("volume plugins", func(t *testing.T) {
+		n.must("touch /usr/libexec/kubernetes/kubelet-plugins/volume/exec/x && rm /var/lib/kubelet/volumeplugins/x", time.Minute)
+	})
 	t.Run("data partition", func(t *testing.T) {
 		if mib := n.must("df --output=size -BM /var/lib/kimage | tail -1", time.Minute); len(strings.TrimSpace(mib)) < len("13000M") {
 			t.Errorf("KIMAGE has %s on a disk of 20 GiB", mib)
@@ -105,7 +108,7 @@ func TestKubeadm(t *testing.T) {
 	t.Logf("kubeadm init took %s", time.Since(started).Round(time.Second))
 	const kubectl = "KUBECONFIG=/etc/kubernetes/admin.conf kubectl "
 	n.until("flannel", kubectl+"apply -f /usr/share/kimage/flannel.yaml", 3*time.Minute)
-	n.until(" Ready ", kubectl+"get nodes --no-headers", 5*time.Minute)
+	n.until(" Ready ", kubectl+"get nodes --no-headers", 10*time.Minute)
 	t.Logf("Ready %s after kubeadm init began", time.Since(started).Round(time.Second))
 	pause := n.must("kubeadm config images list --kubernetes-version "+version+" | grep /pause:", time.Minute)
 	n.until("created", "cat <<'EOF' | "+kubectl+"apply -f -\n"+strings.ReplaceAll(podManifest, "PAUSE", pause)+"EOF", 3*time.Minute)

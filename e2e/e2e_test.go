@@ -1,7 +1,8 @@
 //go:build e2e
 
 // Package e2e boots what kimage baked and tells stories about it. The bake
-// runs in TestMain, or KIMAGE_E2E_IMAGE names one that was baked before.
+// runs in TestMain, of KIMAGE_E2E_OS (debian-13), or KIMAGE_E2E_IMAGE names a
+// raw image that was baked before.
 package e2e
 
 import (
@@ -21,12 +22,17 @@ import (
 
 const user = "debian"
 
-// image is the raw image that the stories boot.
-var image string
+var (
+	image  string // the raw image that the stories boot
+	system string // its operating system, as --os names it
+)
 
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
+	if system = os.Getenv("KIMAGE_E2E_OS"); system == "" {
+		system = "debian-13"
+	}
 	if image = os.Getenv("KIMAGE_E2E_IMAGE"); image != "" {
 		return m.Run()
 	}
@@ -36,7 +42,7 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	cmd := exec.Command("../bin/kimage", "build", "--os", "debian-13", "--json", "-o", dir)
+	cmd := exec.Command("../bin/kimage", "build", "--os", system, "--json", "-o", dir)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
@@ -96,6 +102,7 @@ func boot(t *testing.T, firmware string, memoryMiB int) *node {
 		n.Kill()
 		if t.Failed() {
 			t.Logf("console:\n%s", lastLines(n.Console(), 60))
+			t.Logf("to repeat it: KIMAGE_E2E_OS=%s make e2e RUN=%s", system, t.Name())
 		}
 	})
 	n.start()

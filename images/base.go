@@ -158,6 +158,9 @@ func (b *Builder) urlBase(ctx context.Context, url string) (base, error) {
 		return base{}, err
 	}
 	local, err := src.Get(ctx, req)
+	if errors.Is(err, fetch.ErrUnavailable) {
+		return base{}, fmt.Errorf("--base: %w", err)
+	}
 	if err != nil {
 		return base{}, err
 	}

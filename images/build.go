@@ -34,7 +34,7 @@ import (
 const Version = "0.1.0"
 
 // diskVersion changes when the same inputs give another disk.
-const diskVersion = 1
+const diskVersion = 2
 
 // unixTime is when everything in an image says it was made: an image's age is
 // that of its inputs, and the same inputs give the same bytes.
@@ -66,6 +66,7 @@ type Config struct {
 	AptMirror  string   // Debian archive; the machine's
 	Agent      string   // file with kimage-agent for Arch
 	Offline    bool
+	Checksums  bool // compute the artifacts' SHA-256, which takes longer than all else: of a raw disk the holes count too
 	Cache      *cache.Cache
 	Report     *progress.Reporter
 }
@@ -75,7 +76,7 @@ type Artifact struct {
 	Format    string `json:"format"`
 	Path      string `json:"path"`
 	SizeBytes int64  `json:"sizeBytes"`
-	SHA256    string `json:"sha256"`
+	SHA256    string `json:"sha256"` // empty without Config.Checksums
 }
 
 // Result is what kimage build --json prints.
@@ -233,11 +234,19 @@ func (b *Builder) Build(ctx context.Context) (*Result, error) {
 	}
 
 	b.report.Stage("payload: %s of programs, verified by dm-verity", progress.FormatBytes(programBytes(m)))
+	images, err := b.imageArchive(ctx, set)
+	if err != nil {
+		return nil, diskFull(err)
+	}
 	d := &disk{builder: b, base: found, table: table, root: rootPart, out: raw.File, scratch: scratch.Path}
+	if err := d.layOut(images, programBytes(m)); err != nil {
+		return nil, err
+	}
 	var p payload
 	group, gctx := errgroup.WithContext(ctx)
 	// Copying waits for the disk, packing for the processor.
 	group.Go(func() error { return d.copyBase(gctx) })
+	group.Go(func() error { return d.startKIMAGE(gctx) })
 	group.Go(func() error {
 		t, err := b.payloadTree(set, m)
 		if err != nil {
@@ -263,7 +272,7 @@ func (b *Builder) Build(ctx context.Context) (*Result, error) {
 	m.Payload = &payloadInfo{SizeBytes: p.size, SHA256: p.sha256, RootHash: p.rootHash}
 
 	b.report.Stage("disk: activation files, partition KIMAGE")
-	if err := d.assemble(ctx, p, m, set); err != nil {
+	if err := d.assemble(ctx, p, m); err != nil {
 		return nil, diskFull(err)
 	}
 	b.report.Stage("artifacts: %s", strings.Join(b.config.Formats, ", "))
@@ -298,13 +307,15 @@ func (b *Builder) artifacts(ctx context.Context, raw *atomicfile.File, m manifes
 		if err != nil {
 			return nil, err
 		}
-		bar := b.report.Bar("checksum of "+format, fi.Size())
+		a := Artifact{Format: format, Path: filepath.Join(b.config.Output, b.name+"."+format), SizeBytes: fi.Size()}
 		// The disk is written back while the processor hashes.
 		var group errgroup.Group
 		group.Go(f.Sync)
-		a := Artifact{Format: format, Path: filepath.Join(b.config.Output, b.name+"."+format)}
-		a.SHA256, a.SizeBytes, err = sparse.SHA256(ctx, f.File, bar.Add)
-		bar.Done()
+		if b.config.Checksums {
+			bar := b.report.Bar("checksum of "+format, fi.Size())
+			a.SHA256, _, err = sparse.SHA256(ctx, f.File, bar.Add)
+			bar.Done()
+		}
 		if err := errors.Join(err, group.Wait()); err != nil {
 			return nil, err
 		}

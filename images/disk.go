@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/kimage-project/kimage/images/components"
 	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/cache"
@@ -43,6 +45,10 @@ type disk struct {
 	root    gpt.Partition
 	out     *os.File
 	scratch string
+
+	images string        // archive of the container images; empty: none
+	data   gpt.Partition // KIMAGE
+	total  int64         // bytes of the disk
 }
 
 // baseRoot is the root file system in the base, for reading.
@@ -83,20 +89,20 @@ func (d *disk) copyBase(ctx context.Context) error {
 	return nil
 }
 
-// assemble writes everything but the base.
-func (d *disk) assemble(ctx context.Context, p payload, m manifest, set *components.Set) error {
-	images, err := d.builder.imageArchive(ctx, set)
-	if err != nil {
+// assemble writes what depends on the payload.
+func (d *disk) assemble(ctx context.Context, p payload, m manifest) error {
+	if err := d.table.Write(d.out, d.total); err != nil {
 		return err
 	}
-	if err := d.activate(ctx, p, m); err != nil {
-		return fmt.Errorf("writing activation files: %w", err)
-	}
-	part, err := d.addPartition(p, images)
-	if err != nil {
-		return err
-	}
-	return d.fillKIMAGE(ctx, part, p, m, images)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		if err := d.activate(ctx, p, m); err != nil {
+			return fmt.Errorf("writing activation files: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error { return d.finishKIMAGE(ctx, p, m) })
+	return group.Wait()
 }
 
 // activate edits the copy's root file system.
@@ -127,42 +133,64 @@ func (d *disk) activate(ctx context.Context, p payload, m manifest) error {
 	return v.Check(ctx)
 }
 
-// addPartition puts KIMAGE behind the gap that the root may grow into.
-func (d *disk) addPartition(p payload, images string) (gpt.Partition, error) {
-	content := p.size
+// layOut puts KIMAGE behind the gap that the root may grow into, and makes the
+// file as long as the disk.
+func (d *disk) layOut(images string, programBytes int64) error {
+	d.images = images
+	// Room for the programs twice, once packed and once as the next payload, and
+	// for the images as an archive and unpacked.
+	content := programBytes
 	if images != "" {
 		fi, err := os.Stat(images)
 		if err != nil {
-			return gpt.Partition{}, err
+			return err
 		}
-		content += fi.Size()
+		content += 3 * fi.Size()
 	}
-	// The archive and its unpacked content, and some more.
-	size := (3*content + kimageSlack + 64*mebibyte - 1) / (64 * mebibyte) * (64 * mebibyte)
+	size := (content + kimageSlack + 64*mebibyte - 1) / (64 * mebibyte) * (64 * mebibyte)
 	end := int64(d.table.LastLBA()+1) * gpt.SectorBytes
 	if d.root.LastLBA == d.table.LastLBA() {
 		end = max(end, d.root.OffsetBytes()+d.builder.os.RootSizeMiB*mebibyte)
 	}
 	start := (end + mebibyte - 1) / mebibyte * mebibyte
-	total := start + size + mebibyte
-	if err := d.out.Truncate(total); err != nil {
-		return gpt.Partition{}, err
-	}
-	part, err := d.table.Add(gpt.Partition{Name: kimageName, TypeGUID: typeLinux, GUID: gpt.DeriveGUID("kimage-partition", d.builder.os.Name),
+	d.total = start + size + mebibyte
+	var err error
+	d.data, err = d.table.Add(gpt.Partition{Name: kimageName, TypeGUID: typeLinux, GUID: gpt.DeriveGUID("kimage-partition", d.builder.os.Name),
 		FirstLBA: uint64(start / gpt.SectorBytes), LastLBA: uint64((start+size)/gpt.SectorBytes) - 1})
 	if err != nil {
-		return part, err
-	}
-	return part, d.table.Write(d.out, total)
-}
-
-func (d *disk) fillKIMAGE(ctx context.Context, part gpt.Partition, p payload, m manifest, images string) error {
-	mk := ext4.MakeConfig{File: d.out.Name(), OffsetBytes: part.OffsetBytes(), SizeBytes: part.SizeBytes(), Label: kimageName,
-		UUID: strings.ToLower(gpt.DeriveGUID("kimage-filesystem", d.builder.os.Name)), JournalMiB: 64, ReservedPercent: reservedPercent, ReservedUID: reservedUID,
-		UnixTime: unixTime, ScratchDirectory: d.scratch}
-	if err := ext4.Make(ctx, mk); err != nil {
 		return err
 	}
+	return d.out.Truncate(d.total)
+}
+
+// volume is the file system on KIMAGE.
+func (d *disk) volume() ext4.Volume {
+	return ext4.Volume{File: d.out.Name(), OffsetBytes: d.data.OffsetBytes(), UnixTime: unixTime}
+}
+
+// startKIMAGE makes the file system and writes what does not depend on the payload.
+func (d *disk) startKIMAGE(ctx context.Context) error {
+	mk := ext4.MakeConfig{File: d.out.Name(), OffsetBytes: d.data.OffsetBytes(), SizeBytes: d.data.SizeBytes(), Label: kimageName,
+		UUID: strings.ToLower(gpt.DeriveGUID("kimage-filesystem", d.builder.os.Name)), JournalMiB: 64, ReservedPercent: reservedPercent, ReservedUID: reservedUID,
+		UnixTime: unixTime, ScratchDirectory: d.scratch}
+	if err := ext4.Make(ctx, mk); err != nil || d.images == "" {
+		return err
+	}
+	if err := d.builder.cache.Verify(ctx, filepath.Dir(d.images)); err != nil {
+		return err
+	}
+	t := tree.New()
+	if err := t.File("images/images.tar", 0o644, d.images); err != nil {
+		return err
+	}
+	if err := d.volume().Add(ctx, t, nil, d.scratch); err != nil {
+		return fmt.Errorf("filling the data partition: %w", err)
+	}
+	return nil
+}
+
+// finishKIMAGE writes the rest.
+func (d *disk) finishKIMAGE(ctx context.Context, p payload, m manifest) error {
 	t := tree.New()
 	if err := t.File("extensions/"+p.sha256+".raw", 0o644, p.file); err != nil {
 		return err
@@ -172,11 +200,6 @@ func (d *disk) fillKIMAGE(ctx context.Context, part gpt.Partition, p payload, m 
 	}
 	if p.rootHash != "" {
 		if err := errors.Join(t.Bytes("extensions/"+p.sha256+".roothash", 0o644, []byte(p.rootHash)), t.Symlink("extensions/current.roothash", p.sha256+".roothash")); err != nil {
-			return err
-		}
-	}
-	if images != "" {
-		if err := t.File("images/images.tar", 0o644, images); err != nil {
 			return err
 		}
 	}
@@ -191,7 +214,7 @@ func (d *disk) fillKIMAGE(ctx context.Context, part gpt.Partition, p payload, m 
 	if err := errors.Join(t.Bytes("manifest.json", 0o644, data), t.Bytes("sbom.spdx.json", 0o644, sbom)); err != nil {
 		return err
 	}
-	v := ext4.Volume{File: d.out.Name(), OffsetBytes: part.OffsetBytes(), UnixTime: unixTime}
+	v := d.volume()
 	if err := v.Add(ctx, t, nil, d.scratch); err != nil {
 		return fmt.Errorf("filling the data partition: %w", err)
 	}
@@ -235,16 +258,18 @@ func (b *Builder) imageArchive(ctx context.Context, set *components.Set) (string
 		key = append(key, im.Ref, im.ManifestDigest)
 		named = append(named, oci.Named{Ref: im.Ref, Layout: im.Layout})
 	}
-	entry, hit, err := b.cache.Dir(ctx, "images", cache.Key(key...), func(ctx context.Context, dir string) error {
+	entry, _, err := b.cache.Dir(ctx, "images", cache.Key(key...), func(ctx context.Context, dir string) error {
+		for _, im := range named {
+			if err := b.cache.Verify(ctx, im.Layout); err != nil {
+				return err
+			}
+		}
 		f, err := os.OpenFile(filepath.Join(dir, "images.tar"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 		if err != nil {
 			return err
 		}
 		return errors.Join(oci.WriteArchive(ctx, f, named, fixedTime(unixTime)), f.Close())
 	})
-	if err == nil && hit {
-		err = b.cache.Verify(ctx, entry)
-	}
 	return filepath.Join(entry, "images.tar"), err
 }
 

@@ -116,7 +116,7 @@ func (b packagesBase) debootstrap(ctx context.Context, tarball, early string) er
 	// dpkg, shadow and initramfs-tools stamp what they make with this time.
 	env := []string{"SOURCE_DATE_EPOCH=" + strconv.FormatInt(b.unixTime, 10), "DEBIAN_FRONTEND=noninteractive"}
 	if err := run.Run(ctx, run.Cmd{Argv: argv, Env: env, Dir: b.scratch}); err != nil {
-		return fmt.Errorf("making a %s base from packages (mmdebstrap needs root or user namespaces; --base FILE needs neither): %w", b.os.Title, err)
+		return fmt.Errorf("making a %s base from packages of %s (another archive: --apt-mirror URL; mmdebstrap needs root or user namespaces, --base FILE neither): %w", b.os.Title, b.mirror, err)
 	}
 	return nil
 }

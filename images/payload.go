@@ -4,8 +4,8 @@ import (
 	"context"
 	"embed"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -53,7 +53,7 @@ func (b *Builder) payloadTree(set *components.Set, m manifest) (*tree.Tree, erro
 	t := tree.New()
 	for _, p := range set.Programs {
 		for _, f := range p.Files {
-			if err := t.File(f.Dest, 0o755, f.Host); err != nil {
+			if err := t.Add(tree.Entry{Path: f.Dest, Mode: 0o755, Size: f.SizeBytes, Open: f.Open}); err != nil {
 				return nil, err
 			}
 		}
@@ -119,22 +119,23 @@ type payload struct {
 
 // writePayload packs t; verity unless the base cannot open it.
 func (b *Builder) writePayload(ctx context.Context, t *tree.Tree, scratch string, verity bool) (payload, error) {
-	p := payload{file: filepath.Join(scratch, "payload.squashfs")}
-	if err := squashfs.Write(ctx, t, squashfs.Config{File: p.file, UnixTime: unixTime}); err != nil {
+	p := payload{file: filepath.Join(scratch, "payload.raw")}
+	c := squashfs.Config{File: p.file, UnixTime: unixTime}
+	if verity {
+		c.OffsetBytes = ddi.FilesystemOffset
+	}
+	if err := squashfs.Write(ctx, t, c); err != nil {
+		if d, ok := errors.AsType[*components.Damaged](err); ok {
+			return p, b.cache.Discard(d.File.Entry, d)
+		}
 		return p, err
 	}
+	var err error
 	if verity {
-		fsFile := p.file
-		p.file = filepath.Join(scratch, "payload.raw")
-		var err error
-		if p.rootHash, err = ddi.Write(ctx, ddi.Config{File: p.file, Filesystem: fsFile, Arch: b.config.Arch, Seed: b.os.Name}); err != nil {
-			return p, err
-		}
-		if err := os.Remove(fsFile); err != nil {
+		if p.rootHash, err = ddi.Wrap(ctx, ddi.Config{File: p.file, Arch: b.config.Arch, Seed: b.os.Name}); err != nil {
 			return p, err
 		}
 	}
-	var err error
 	p.sha256, p.size, err = fileSHA256(ctx, p.file)
 	return p, err
 }

@@ -2,10 +2,13 @@ package images
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kimage-project/kimage/pkg/progress"
 )
@@ -32,10 +35,20 @@ func (r *Result) Receipt() string {
 	}
 	b.WriteString("\n")
 	for _, a := range r.Artifacts {
-		fmt.Fprintf(&b, "  %s  %s  sha256:%s\n", a.Path, progress.FormatBytes(a.SizeBytes), a.SHA256)
+		fmt.Fprintf(&b, "  %s  %s\n", a.Path, a.size())
 	}
 	fmt.Fprintf(&b, "  %s\n\nBaked in %s. Boot it, with 20 GiB of disk:\n  %s\n", r.Manifest, r.Took.Round(100*time.Millisecond), r.bootCommand())
 	return b.String()
+}
+
+// size says how large the disk is, and how much of it is not a hole.
+func (a Artifact) size() string {
+	size := progress.FormatBytes(a.SizeBytes)
+	var st unix.Stat_t
+	if unix.Stat(a.Path, &st) == nil && st.Blocks*512 < a.SizeBytes {
+		size += ", " + progress.FormatBytes(st.Blocks*512) + " on disk"
+	}
+	return size
 }
 
 func count(n int, what string) string {
@@ -67,6 +80,10 @@ func (m manifest) unsigned() []string {
 
 func (r *Result) bootCommand() string {
 	a := r.Artifacts[0]
-	return fmt.Sprintf("qemu-img create -q -f qcow2 -F %s -b \"$PWD/%s\" node.qcow2 20G && qemu-system-x86_64 -accel kvm -accel tcg -cpu max -smp 2 -m 4096 -nographic -drive file=node.qcow2,if=virtio -nic user,model=virtio",
-		a.Format, a.Path)
+	file := a.Path
+	if !filepath.IsAbs(file) { // a backing file's name is relative to the overlay's
+		file = "$PWD/" + file
+	}
+	return fmt.Sprintf("qemu-img create -q -f qcow2 -F %s -b \"%s\" node.qcow2 20G && qemu-system-x86_64 -accel kvm -accel tcg -cpu max -smp 2 -m 4096 -nographic -drive file=node.qcow2,if=virtio -nic user,model=virtio",
+		a.Format, file)
 }

@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -195,19 +197,24 @@ func truncate(file string, size int64) error { return os.Truncate(file, size/2) 
 // noticed and made again; the next build gives the same bytes.
 func TestCorruptCache(t *testing.T) {
 	f, cache := fixtures(t), t.TempDir()
-	want := build(t, f.args(cache, t.TempDir())...).Artifacts[0].SHA256
+	want := build(t, f.args(cache, t.TempDir())...).Artifacts[0].Digest
 	for _, kind := range []string{"/base/", "/unpacked/", "/pulled/", "/images/"} {
 		t.Run(kind+" flipped", func(t *testing.T) {
+			if kind == "/pulled/" { // read only to make the archive
+				if err := os.RemoveAll(filepath.Join(cache, "entries/images")); err != nil {
+					t.Fatal(err)
+				}
+			}
 			spoil(t, cache, kind, flip)
 			out := t.TempDir()
 			refused(t, command(f.args(cache, out)...), out, "corrupt", "discarded", "again")
-			if got := build(t, f.args(cache, t.TempDir())...).Artifacts[0].SHA256; got != want {
+			if got := build(t, f.args(cache, t.TempDir())...).Artifacts[0].Digest; got != want {
 				t.Error("the next build gives another image")
 			}
 		})
 		t.Run(kind+" truncated", func(t *testing.T) {
 			spoil(t, cache, kind, truncate)
-			if got := build(t, f.args(cache, t.TempDir())...).Artifacts[0].SHA256; got != want {
+			if got := build(t, f.args(cache, t.TempDir())...).Artifacts[0].Digest; got != want {
 				t.Error("the build gives another image")
 			}
 		})
@@ -217,13 +224,45 @@ func TestCorruptCache(t *testing.T) {
 func TestMissingProgram(t *testing.T) {
 	f, out := fixtures(t), t.TempDir()
 	// No e2fsprogs anywhere: a root directory without sbin.
-	cmd := inNamespace(f.args(t.TempDir(), out), "mount -t tmpfs none /usr/sbin")
-	refused(t, cmd, out, "mke2fs", "apt-get install e2fsprogs")
+	const hide = "mount -t tmpfs none /usr/sbin"
+	refused(t, inNamespace(t, f.args(t.TempDir(), out), hide), out, "mke2fs", "apt-get install e2fsprogs")
+	text, errOut, status := finish(t, inNamespace(t, []string{"doctor"}, hide))
+	if status != 1 || !regexp.MustCompile(`mke2fs +MISSING, package e2fsprogs`).MatchString(text) || !regexp.MustCompile(`mksquashfs +ok`).MatchString(text) {
+		t.Errorf("doctor: status %d\n%s%s", status, text, errOut)
+	}
+	if text, _, status := kimage(t, "doctor"); status != 0 {
+		t.Errorf("doctor: status %d where everything is installed\n%s", status, text)
+	}
 }
 
-// inNamespace runs kimage as root after a script, in a mount namespace of its own.
-func inNamespace(args []string, script string) *exec.Cmd {
-	cmd := exec.Command("unshare", append([]string{"--mount", "--propagation", "private", "sh", "-ec", script + "\nexec \"$0\" \"$@\"", os.Args[0]}, args...)...)
+// TestNoNetwork: what cannot be fetched is said at once, with what to do.
+func TestNoNetwork(t *testing.T) {
+	f := fixtures(t)
+	for name, c := range map[string]struct{ args, want []string }{
+		"release":  {[]string{"--components", "release"}, []string{"dl.k8s.io", "--components"}},
+		"source":   {[]string{"--components", "source"}, []string{"sources of k8s.io/kubernetes", "--components"}},
+		"mirror":   {[]string{"--components", "http://127.0.0.1:9/mirror"}, []string{"http://127.0.0.1:9/mirror/dl.k8s.io", "--components"}},
+		"packages": {[]string{"--base", "packages", "--apt-mirror", "http://127.0.0.1:9/debian"}, []string{"http://127.0.0.1:9/debian", "--apt-mirror"}},
+		"base":     {[]string{"--base", "http://127.0.0.1:9/base.raw#sha256:" + strings.Repeat("0", 64)}, []string{"http://127.0.0.1:9/base.raw", "--base"}},
+		"offline":  {[]string{"--base", "packages", "--offline"}, []string{"not in the cache", "--offline"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out := t.TempDir()
+			cmd := inNamespace(t, f.args(t.TempDir(), out, c.args...), "", "--net")
+			// An empty module cache, too.
+			cmd.Env = append(cmd.Env, "GOMODCACHE="+t.TempDir(), "GOFLAGS=-modcacherw")
+			refused(t, cmd, out, c.want...)
+		})
+	}
+}
+
+// inNamespace runs kimage as root after a script, in a mount namespace of its
+// own, and in those that more options of unshare name.
+func inNamespace(t *testing.T, args []string, script string, more ...string) *exec.Cmd {
+	t.Helper()
+	asRoot(t)
+	argv := append(more, "--mount", "--propagation", "private", "sh", "-ec", script+"\nexec \"$0\" \"$@\"", os.Args[0])
+	cmd := exec.Command("unshare", append(argv, args...)...)
 	cmd.Env = append(os.Environ(), "KIMAGE_TEST_RUN=1")
 	return cmd
 }
@@ -239,8 +278,9 @@ func TestNoSpace(t *testing.T) {
 					full = cache
 				}
 				// The file system of the namespace is gone with it, so it is listed inside.
-				cmd := inNamespace(f.args(cache, out), "mount -t tmpfs -o size="+size+" none "+full)
-				cmd.Args[6] = strings.Replace(cmd.Args[6], "exec \"$0\" \"$@\"", "s=0; \"$0\" \"$@\" || s=$?; ls -A "+out+" | sed 's/^/left: /' >&2; exit $s", 1)
+				cmd := inNamespace(t, f.args(cache, out), "mount -t tmpfs -o size="+size+" none "+full)
+				script := &cmd.Args[slices.Index(cmd.Args, "-ec")+1]
+				*script = strings.Replace(*script, "exec \"$0\" \"$@\"", "s=0; \"$0\" \"$@\" || s=$?; ls -A "+out+" | sed 's/^/left: /' >&2; exit $s", 1)
 				_, errOut, status := finish(t, cmd)
 				if status != 2 || !strings.Contains(strings.ToLower(errOut), "no space left") || strings.Contains(errOut, "left: ") {
 					t.Errorf("status %d:\n%s", status, errOut)
@@ -259,7 +299,7 @@ func TestUnwritable(t *testing.T) {
 			if dir == "cache" {
 				readOnly = cache
 			}
-			cmd := inNamespace(f.args(cache, out), "mount -t tmpfs -o ro none "+readOnly)
+			cmd := inNamespace(t, f.args(cache, out), "mount -t tmpfs -o ro none "+readOnly)
 			refused(t, cmd, "", "read-only file system")
 		})
 	}

@@ -60,6 +60,7 @@ second build of an image takes seconds.`,
 					return err
 				}
 			}
+			c.Checksums = asJSON
 			b, err := images.New(c)
 			if err != nil {
 				return err
@@ -96,7 +97,7 @@ second build of an image takes seconds.`,
 	f.StringVar(&cacheDir, "cache", "", "cache directory (default: $KIMAGE_CACHE or ~/.cache/kimage)")
 	f.BoolVar(&c.Offline, "offline", false, "use nothing but the cache")
 	f.StringVarP(&clusterFile, "file", "f", "", "cluster file that says os, kubernetes, runtime and network")
-	f.BoolVar(&asJSON, "json", false, "print one JSON object that describes the result")
+	f.BoolVar(&asJSON, "json", false, "print one JSON object that describes the result, with checksums (some seconds more)")
 	f.BoolVar(&quiet, "quiet", false, "print nothing but errors")
 	return cmd
 }

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -214,6 +215,14 @@ func writeImage(dir, ref string) error {
 	return nil
 }
 
+// asRoot skips a test that makes namespaces on a machine where it cannot. CI can.
+func asRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 && os.Getenv("CI") == "" {
+		t.Skip("needs root, to make namespaces")
+	}
+}
+
 // command is kimage as a child process.
 func command(args ...string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], args...)
@@ -246,14 +255,17 @@ func (f fixture) args(cache, out string, more ...string) []string {
 
 type built struct {
 	APIVersion, Name, ImageID, OS, Kubernetes, Runtime, Network, Arch, Manifest string
-	Artifacts                                                                   []struct {
-		Format, Path, SHA256 string
-		SizeBytes            int64
-	}
+	Artifacts                                                                   []artifact
 }
 
-// build bakes and must succeed.
-func build(t *testing.T, args ...string) built {
+type artifact struct {
+	Format, Path, SHA256 string
+	SizeBytes            int64
+	Digest               string `json:"-"`
+}
+
+// buildJSON bakes and must succeed.
+func buildJSON(t *testing.T, args ...string) built {
 	t.Helper()
 	out, errOut, status := kimage(t, append(args, "--json")...)
 	if status != 0 {
@@ -264,6 +276,55 @@ func build(t *testing.T, args ...string) built {
 		t.Fatalf("%v in %q", err, out)
 	}
 	return b
+}
+
+// build is buildJSON without the checksums, which take longer than all else.
+func build(t *testing.T, args ...string) built {
+	t.Helper()
+	if _, errOut, status := kimage(t, args...); status != 0 {
+		t.Fatalf("status %d: %s", status, errOut)
+	}
+	out := args[slices.Index(args, "-o")+1]
+	manifests, err := filepath.Glob(filepath.Join(out, "*.json"))
+	if err != nil || len(manifests) != 1 {
+		t.Fatalf("%v in %s", manifests, out)
+	}
+	data, err := os.ReadFile(manifests[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := built{Manifest: manifests[0]}
+	if err := json.Unmarshal(data, &b); err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range []string{"qcow2", "raw"} {
+		a := artifact{Format: format, Path: strings.TrimSuffix(manifests[0], "json") + format}
+		fi, err := os.Stat(a.Path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.SizeBytes, a.Digest = fi.Size(), digest(t, a.Path)
+		b.Artifacts = append(b.Artifacts, a)
+	}
+	return b
+}
+
+// digest names the content of a file without reading its holes.
+func digest(t *testing.T, file string) string {
+	t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	d, err := sparse.DigestFile(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
 }
 
 func sha256File(t *testing.T, file string) string {

@@ -49,6 +49,7 @@ type source struct {
 	Module   string            `yaml:"module"`
 	Version  string            `yaml:"version"` // empty: the component's
 	Staging  string            `yaml:"staging"`
+	Unused   []string          `yaml:"unused"` // staging modules of which no package is imported
 	LDFlags  string            `yaml:"ldflags"`
 	Tags     string            `yaml:"tags"`
 	CGO      bool              `yaml:"cgo"`

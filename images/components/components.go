@@ -3,12 +3,19 @@ package components
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"hash"
+	"io"
 	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/kimage-project/kimage/pkg/cache"
 	"github.com/kimage-project/kimage/pkg/doctor"
@@ -67,6 +74,7 @@ type Program struct {
 type File struct {
 	Dest      string `json:"path"` // in the payload
 	Host      string `json:"-"`
+	Entry     string `json:"-"` // of the cache, that holds Host
 	SizeBytes int64  `json:"sizeBytes"`
 	SHA256    string `json:"sha256"`
 }
@@ -110,7 +118,7 @@ func Resolve(ctx context.Context, c Config) (*Set, error) {
 		}
 		got, err := resolve(ctx, p)
 		if err != nil {
-			return nil, fmt.Errorf("component %s: %w", p.Name, err)
+			return nil, r.remedy(fmt.Errorf("component %s: %w", p.Name, err))
 		}
 		set.Programs = append(set.Programs, got)
 	}
@@ -120,11 +128,27 @@ func Resolve(ctx context.Context, c Config) (*Set, error) {
 		}
 		got, err := r.image(ctx, im)
 		if err != nil {
-			return nil, fmt.Errorf("container image %s: %w", r.row.expand(im.Ref, r.row["version"], c.Arch, ""), err)
+			return nil, r.remedy(fmt.Errorf("container image %s: %w", r.row.expand(im.Ref, r.row["version"], c.Arch, ""), err))
 		}
 		set.Images = append(set.Images, got)
 	}
 	return set, nil
+}
+
+// remedy adds to an error of the network where else components can come from.
+func (r *resolver) remedy(err error) error {
+	_, network := errors.AsType[*url.Error](err)
+	_, registry := errors.AsType[*transport.Error](err)
+	if !network && !registry && !errors.Is(err, fetch.ErrUnavailable) && !errors.Is(err, gobuild.ErrDownload) {
+		return err
+	}
+	switch {
+	case r.src.Mirror != "":
+		return fmt.Errorf("%w; is --components %s right? kimage list downloads shows what a mirror must hold", err, r.From)
+	case r.mode == Source:
+		return fmt.Errorf("%w; without a way to a Go module proxy (GOPROXY) use --components DIR or URL, a mirror", err)
+	}
+	return fmt.Errorf("%w; without a way to that server use --components source, or --components DIR or URL, a mirror", err)
 }
 
 // newResolver decides, before any work, where things come from.
@@ -207,9 +231,6 @@ func (r *resolver) programFromRelease(ctx context.Context, p program) (Program, 
 		if err != nil {
 			return out, err
 		}
-		if err := r.Cache.Verify(ctx, filepath.Dir(local)); err != nil {
-			return out, err
-		}
 		files := map[string]string{}
 		for member, dest := range rel.Files {
 			files[r.row.expand(member, v, r.Arch, "")] = dest
@@ -264,12 +285,12 @@ func (r *resolver) build(ctx context.Context, s source, version string) ([]File,
 			defer work.Remove()
 			r.Report.Logf("building %s %s", name, version)
 			defer r.Report.Step("building " + name)()
-			return b.Run(ctx, work.Path, filepath.Join(dir, name))
+			return b.Run(ctx, work.Path, filepath.Join(dir, name), s.Unused)
 		})
 		if err != nil {
 			return nil, err
 		}
-		f, err := r.file(ctx, entry, name, s.Packages[pkg])
+		f, err := r.file(entry, name, s.Packages[pkg])
 		if err != nil {
 			return nil, err
 		}
@@ -278,12 +299,8 @@ func (r *resolver) build(ctx context.Context, s source, version string) ([]File,
 	return out, nil
 }
 
-// file describes a file of a cache entry, reading it in full: what goes into
-// an image was verified this time, not only when it was stored.
-func (r *resolver) file(ctx context.Context, entry, name, dest string) (File, error) {
-	if err := r.Cache.Verify(ctx, entry); err != nil {
-		return File{}, err
-	}
+// file describes a file of a cache entry by what was recorded of it.
+func (r *resolver) file(entry, name, dest string) (File, error) {
 	digest, err := r.Cache.Digest(entry, name)
 	if err != nil {
 		return File{}, err
@@ -293,7 +310,40 @@ func (r *resolver) file(ctx context.Context, entry, name, dest string) (File, er
 	if err != nil {
 		return File{}, err
 	}
-	return File{Dest: dest, Host: host, SizeBytes: fi.Size(), SHA256: strings.TrimPrefix(digest, "sha256:")}, nil
+	return File{Dest: dest, Host: host, Entry: entry, SizeBytes: fi.Size(), SHA256: strings.TrimPrefix(digest, "sha256:")}, nil
+}
+
+// Damaged says that a file of the cache is not what was stored.
+type Damaged struct{ File File }
+
+func (d *Damaged) Error() string {
+	return filepath.Base(d.File.Host) + " has changed since it was stored"
+}
+
+// Open reads the file and compares it with its digest on the way: what goes
+// into an image is verified when it goes in, not only when it was stored. Instead
+// of the end of a file that has changed comes the error *Damaged.
+func (f File) Open() (io.ReadCloser, error) {
+	in, err := os.Open(f.Host)
+	if err != nil {
+		return nil, err
+	}
+	return &verifying{in, sha256.New(), f}, nil
+}
+
+type verifying struct {
+	*os.File
+	digest hash.Hash
+	of     File
+}
+
+func (v *verifying) Read(p []byte) (int, error) {
+	n, err := v.File.Read(p)
+	v.digest.Write(p[:n])
+	if err == io.EOF && hex.EncodeToString(v.digest.Sum(nil)) != v.of.SHA256 {
+		err = &Damaged{v.of}
+	}
+	return n, err
 }
 
 func sortFiles(files []File) {

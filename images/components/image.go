@@ -43,12 +43,12 @@ func (r *resolver) image(ctx context.Context, im imageRecipe) (Image, error) {
 		out.Layout, err = r.assemble(ctx, im, ref)
 	} else {
 		out.Origin, out.VerifiedBy = ref, "its registry's TLS certificate; layers by digest"
+		if r.src.Mirror != "" {
+			out.VerifiedBy = "nobody but the mirror; layers by digest"
+		}
 		out.Layout, err = r.pull(ctx, ref)
 	}
 	if err != nil {
-		return out, err
-	}
-	if err := r.Cache.Verify(ctx, out.Layout); err != nil {
 		return out, err
 	}
 	out.ManifestDigest, out.SizeBytes, err = oci.Manifest(out.Layout)
@@ -98,7 +98,19 @@ func (r *resolver) assemble(ctx context.Context, im imageRecipe, ref string) (st
 	for _, f := range files {
 		key = append(key, f.Dest, f.SHA256)
 	}
-	dir, _, err := r.Cache.Dir(ctx, "image", cache.Key(key...), func(_ context.Context, dir string) error {
+	dir, _, err := r.Cache.Dir(ctx, "image", cache.Key(key...), func(ctx context.Context, dir string) error {
+		entries := []string{userland}
+		for _, f := range files {
+			entries = append(entries, f.Entry)
+		}
+		for _, e := range entries {
+			if e == "" {
+				continue
+			}
+			if err := r.Cache.Verify(ctx, e); err != nil {
+				return err
+			}
+		}
 		return r.layout(dir, im, files, userland)
 	})
 	return dir, err
@@ -193,7 +205,7 @@ func (r *resolver) pause(ctx context.Context) (File, error) {
 	if err != nil {
 		return File{}, err
 	}
-	return r.file(ctx, entry, "pause", "pause")
+	return r.file(entry, "pause", "pause")
 }
 
 // userland returns the cache entry with the layer of Debian packages.

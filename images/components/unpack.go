@@ -22,7 +22,10 @@ import (
 // member of the tar archive ("" the download itself) to its place in the payload.
 func (r *resolver) unpack(ctx context.Context, local, sum string, files map[string]string) ([]File, error) {
 	members := slices.Sorted(maps.Keys(files))
-	entry, _, err := r.Cache.Dir(ctx, "unpacked", cache.Key(append([]string{"unpacked-1", sum}, members...)...), func(_ context.Context, dir string) error {
+	entry, _, err := r.Cache.Dir(ctx, "unpacked", cache.Key(append([]string{"unpacked-1", sum}, members...)...), func(ctx context.Context, dir string) error {
+		if err := r.Cache.Verify(ctx, filepath.Dir(local)); err != nil {
+			return err
+		}
 		if len(members) == 1 && members[0] == "" {
 			return copyFile(filepath.Join(dir, "0"), local)
 		}
@@ -33,7 +36,7 @@ func (r *resolver) unpack(ctx context.Context, local, sum string, files map[stri
 	}
 	var out []File
 	for i, m := range members {
-		f, err := r.file(ctx, entry, fmt.Sprint(i), files[m])
+		f, err := r.file(entry, fmt.Sprint(i), files[m])
 		if err != nil {
 			return nil, err
 		}

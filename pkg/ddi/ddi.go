@@ -11,17 +11,16 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"os"
 
-	"github.com/containerd/go-dmverity/pkg/verity"
-
 	"github.com/kimage-project/kimage/pkg/gpt"
+	"github.com/kimage-project/kimage/pkg/verity"
 )
 
 const (
-	sector    = 512
-	blockSize = 4096
-	align     = 1 << 20
+	sector = 512
+	align  = 1 << 20
 )
 
 // types are the partition types of the root file system and its hash tree.
@@ -30,42 +29,45 @@ var types = map[string]struct{ root, verity string }{
 	"arm64": {"B921B045-1DF0-41C3-AF44-4C6F280D3FAE", "DF3300CE-D69F-4C92-978C-9BFB0F38D820"},
 }
 
+// FilesystemOffset is where in File the file system starts.
+const FilesystemOffset = align
+
 // Config describes an image.
 type Config struct {
-	File       string // written; must not exist
-	Filesystem string // read-only file system that becomes the root partition
-	Arch       string // amd64 or arm64
-	Seed       string // GUIDs that are not part of the hash, and the salt, derive from it
+	File string // holds the file system, from FilesystemOffset to its end; becomes the image
+	Arch string // amd64 or arm64
+	Seed string // GUIDs that are not part of the hash, and the salt, derive from it
 }
 
-// Write makes the image and returns the root hash in lower-case hex.
-func Write(ctx context.Context, c Config) (rootHash string, err error) {
+// Wrap makes an image of the file system in c.File and returns the root hash in
+// lower-case hex.
+func Wrap(ctx context.Context, c Config) (rootHash string, err error) {
 	t, ok := types[c.Arch]
 	if !ok {
 		return "", fmt.Errorf("making image %s: no partition type for architecture %q", c.File, c.Arch)
 	}
-	out, err := os.OpenFile(c.File, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
+	out, err := os.OpenFile(c.File, os.O_RDWR, 0)
 	if err != nil {
 		return "", err
 	}
 	defer out.Close()
-	dataBytes, err := appendAt(out, c.Filesystem, align)
+	fi, err := out.Stat()
 	if err != nil {
 		return "", err
 	}
-	hashFile := c.File + ".verity"
-	defer os.Remove(hashFile)
-	hash, err := hashTree(c, dataBytes, hashFile)
-	if err != nil {
+	dataBytes := roundUp(fi.Size()-FilesystemOffset, verity.BlockBytes) // whole blocks only
+	if dataBytes <= 0 {
+		return "", fmt.Errorf("BUG: %s holds no file system", c.File)
+	}
+	hashStart := roundUp(FilesystemOffset+dataBytes, align)
+	if err := out.Truncate(hashStart); err != nil {
 		return "", err
 	}
-	hashStart := roundUp(align+dataBytes, align)
-	hashBytes, err := appendAt(out, hashFile, hashStart)
+	data := io.NewSectionReader(out, FilesystemOffset, dataBytes)
+	hash, hashBytes, err := verity.Write(ctx, out, hashStart, data, dataBytes, verity.Config{
+		Salt: []byte(gpt.DeriveGUID("salt", c.Seed))[:32], UUID: [16]byte(mustGUIDBytes(gpt.DeriveGUID("verity", c.Seed)))})
 	if err != nil {
-		return "", err
-	}
-	if err := ctx.Err(); err != nil {
-		return "", err
+		return "", fmt.Errorf("making the hash tree of %s: %w", c.File, err)
 	}
 	total := roundUp(hashStart+hashBytes, align) + align // room for the backup table
 	if err := out.Truncate(total); err != nil {
@@ -73,7 +75,7 @@ func Write(ctx context.Context, c Config) (rootHash string, err error) {
 	}
 	table := gpt.New(gpt.DeriveGUID("ddi", c.Seed))
 	for _, p := range []gpt.Partition{
-		{Number: 1, Name: "root", TypeGUID: t.root, GUID: guid(hash[:16]), FirstLBA: align / sector, LastLBA: uint64((align+dataBytes)/sector - 1)},
+		{Number: 1, Name: "root", TypeGUID: t.root, GUID: guid(hash[:16]), FirstLBA: FilesystemOffset / sector, LastLBA: uint64((FilesystemOffset+dataBytes)/sector - 1)},
 		{Number: 2, Name: "root-verity", TypeGUID: t.verity, GUID: guid(hash[16:]), FirstLBA: uint64(hashStart / sector), LastLBA: uint64((hashStart+hashBytes)/sector - 1)},
 	} {
 		// Read-only (bit 60): nothing may write below a verified tree.
@@ -86,56 +88,6 @@ func Write(ctx context.Context, c Config) (rootHash string, err error) {
 		return "", err
 	}
 	return hex.EncodeToString(hash), out.Close()
-}
-
-// appendAt copies file to out at offset and returns its length, padded to blockSize.
-func appendAt(out *os.File, file string, offset int64) (int64, error) {
-	in, err := os.Open(file)
-	if err != nil {
-		return 0, err
-	}
-	defer in.Close()
-	if _, err := out.Seek(offset, 0); err != nil {
-		return 0, err
-	}
-	n, err := out.ReadFrom(in)
-	if err != nil {
-		return 0, fmt.Errorf("copying %s: %w", file, err)
-	}
-	padded := roundUp(n, blockSize)
-	if padded > n {
-		if _, err := out.Write(make([]byte, padded-n)); err != nil {
-			return 0, err
-		}
-	}
-	return padded, nil
-}
-
-func hashTree(c Config, dataBytes int64, hashFile string) ([]byte, error) {
-	if err := os.Truncate(c.Filesystem, dataBytes); err != nil { // whole blocks only
-		return nil, err
-	}
-	f, err := os.OpenFile(hashFile, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	f.Close()
-	salt := gpt.DeriveGUID("salt", c.Seed)
-	p := verity.DefaultParams()
-	p.HashName, p.HashType, p.DataBlockSize, p.HashBlockSize = "sha256", 1, blockSize, blockSize
-	p.DataBlocks = uint64(dataBytes / blockSize)
-	p.Salt = []byte(salt)[:32]
-	p.SaltSize = 32
-	p.HashAreaOffset = blockSize // behind the superblock
-	copy(p.UUID[:], mustGUIDBytes(gpt.DeriveGUID("verity", c.Seed)))
-	hash, err := verity.Create(&p, c.Filesystem, hashFile)
-	if err != nil {
-		return nil, fmt.Errorf("making the hash tree of %s: %w", c.Filesystem, err)
-	}
-	if len(hash) != 32 {
-		return nil, fmt.Errorf("BUG: root hash of %d bytes", len(hash))
-	}
-	return hash, nil
 }
 
 // guid writes 16 bytes of a root hash as the GUID that stands for them.

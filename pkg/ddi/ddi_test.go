@@ -22,12 +22,11 @@ func make1(t *testing.T) (file, rootHash string) {
 	if err := tr.Bytes("usr/bin/x", 0o755, make([]byte, 3<<20)); err != nil {
 		t.Fatal(err)
 	}
-	fs := filepath.Join(dir, "fs")
-	if err := squashfs.Write(t.Context(), tr, squashfs.Config{File: fs, UnixTime: 1700000000}); err != nil {
+	file = filepath.Join(dir, "test.raw")
+	if err := squashfs.Write(t.Context(), tr, squashfs.Config{File: file, OffsetBytes: FilesystemOffset, UnixTime: 1700000000}); err != nil {
 		t.Fatal(err)
 	}
-	file = filepath.Join(dir, "test.raw")
-	rootHash, err := Write(t.Context(), Config{File: file, Filesystem: fs, Arch: "amd64", Seed: "test"})
+	rootHash, err := Wrap(t.Context(), Config{File: file, Arch: "amd64", Seed: "test"})
 	if err != nil {
 		t.Fatal(err)
 	}

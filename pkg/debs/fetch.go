@@ -60,7 +60,7 @@ func Fetch(ctx context.Context, c Config) ([]string, error) {
 		append([]string{"apt-get", "-q", "-y", "--download-only", "--no-install-recommends", "-o", "Dir::Cache::Archives=" + filepath.Join(c.Dir, "cache/archives"), "install"}, c.Packages...),
 	} {
 		if err := run.Run(ctx, run.Cmd{Argv: argv, Env: env}); err != nil {
-			return nil, fmt.Errorf("fetching packages %s from %s: %w", strings.Join(c.Packages, " "), c.Mirror, err)
+			return nil, fmt.Errorf("fetching packages %s from %s (another archive: --apt-mirror URL): %w", strings.Join(c.Packages, " "), c.Mirror, err)
 		}
 	}
 	found, err := filepath.Glob(filepath.Join(c.Dir, "cache/archives/*.deb"))

@@ -54,6 +54,19 @@ type Source struct {
 // ErrOffline says that something is not in the cache and may not be fetched.
 var ErrOffline = errors.New("not in the cache, and --offline forbids fetching")
 
+// ErrUnavailable says that a server cannot be reached or does not have a file,
+// or that a mirror's directory does not.
+var ErrUnavailable = errors.New("cannot be fetched")
+
+// unavailable is the error of one file; the URL that net/http puts before its
+// reason is there already.
+func unavailable(where string, err error) error {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		err = u.Err
+	}
+	return fmt.Errorf("%s %w: %w", where, ErrUnavailable, err)
+}
+
 // Request names one file.
 type Request struct {
 	URL    string
@@ -136,7 +149,7 @@ func (s Source) download(ctx context.Context, r Request, key, final string) erro
 func copyLocal(f *os.File, local string) error {
 	in, err := os.Open(local)
 	if err != nil {
-		return fmt.Errorf("the mirror lacks a file: %w", err)
+		return unavailable(local, err)
 	}
 	defer in.Close()
 	if err := f.Truncate(0); err != nil {
@@ -166,7 +179,7 @@ func (s Source) resume(ctx context.Context, f *os.File, from string) error {
 			return err
 		}
 	}
-	return fmt.Errorf("fetching %s (what arrived is kept; run the command again to go on): %w", from, err)
+	return fmt.Errorf("%w (what arrived is kept; run the command again to go on)", unavailable(from, err))
 }
 
 // once makes one request; final errors are not worth another try.
@@ -200,9 +213,9 @@ func (s Source) once(ctx context.Context, f *os.File, from string) (final bool, 
 			return true, err
 		}
 	case resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests:
-		return false, fmt.Errorf("%s answers %s", from, resp.Status)
+		return false, fmt.Errorf("the server answers %s", resp.Status)
 	case resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent:
-		return true, fmt.Errorf("%s answers %s", from, resp.Status)
+		return true, unavailable(from, fmt.Errorf("the server answers %s", resp.Status))
 	}
 	bar := s.Report.Bar(path.Base(from), max(0, resp.ContentLength)+have)
 	defer bar.Done()
@@ -277,7 +290,11 @@ func (s Source) small(ctx context.Context, raw string) ([]byte, error) {
 		return nil, err
 	}
 	if local != "" {
-		return os.ReadFile(local)
+		data, err := os.ReadFile(local)
+		if err != nil {
+			return nil, unavailable(local, err)
+		}
+		return data, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, stallAfter)
 	defer cancel()
@@ -287,11 +304,11 @@ func (s Source) small(ctx context.Context, raw string) ([]byte, error) {
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil, err
+		return nil, unavailable(remote, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s answers %s", remote, resp.Status)
+		return nil, unavailable(remote, fmt.Errorf("the server answers %s", resp.Status))
 	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, smallBytes+1))
 	if err == nil && len(data) > smallBytes {

@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -36,6 +37,9 @@ type Build struct {
 	// (./staging/…) become this version of the replaced module.
 	StagingVersion string
 }
+
+// ErrDownload says that sources could not be had or verified.
+var ErrDownload = errors.New("downloading the sources of")
 
 // Toolchain is the Go version that builds, as "go1.26.8".
 func Toolchain(ctx context.Context) (string, error) {
@@ -66,8 +70,11 @@ func environment(arch string, cgo bool) []string {
 }
 
 // Run builds the program as file, working in the private directory work.
-func (b Build) Run(ctx context.Context, work, file string) error {
-	if err := b.writeModule(ctx, work); err != nil {
+// Empty modules stand in for the staging modules in unused: no package of theirs
+// is imported, so they need not be had. They cannot change the bytes, so they
+// are not part of Build, which names a result.
+func (b Build) Run(ctx context.Context, work, file string, unused []string) error {
+	if err := b.writeModule(ctx, work, unused); err != nil {
 		return err
 	}
 	ldflags := strings.TrimSpace("-s -w -buildid= " + b.LDFlags)
@@ -90,33 +97,56 @@ func (b Build) Run(ctx context.Context, work, file string) error {
 }
 
 // writeModule writes the throw-away go.mod and downloads what it names.
-func (b Build) writeModule(ctx context.Context, work string) error {
+func (b Build) writeModule(ctx context.Context, work string, unused []string) error {
+	var staged []string
+	if b.StagingVersion != "" {
+		source, err := Source(ctx, b.Module, b.Version)
+		if err != nil {
+			return err
+		}
+		if staged, err = stagingModules(filepath.Join(source, "go.mod")); err != nil {
+			return err
+		}
+	}
+	for _, m := range unused {
+		if err := standIn(work, m); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(work, "go.mod"), b.modFile(staged, unused), 0o644); err != nil {
+		return err
+	}
+	if err := run.Run(ctx, run.Cmd{Argv: []string{"go", "mod", "download", b.Module}, Dir: work, Env: environment("", false)}); err != nil {
+		return fmt.Errorf("%w %s %s: %w", ErrDownload, b.Module, b.Version, err)
+	}
+	return nil
+}
+
+// modFile is the go.mod that builds b, whose own tree has the modules staged.
+func (b Build) modFile(staged, unused []string) []byte {
 	var mod bytes.Buffer
 	fmt.Fprintf(&mod, "module kimage.invalid/build\n\ngo 1.24\n\nrequire %s %s\n", b.Module, b.Version)
 	for _, m := range slices.Sorted(maps.Keys(b.Replace)) {
 		name, version, _ := strings.Cut(b.Replace[m], "@")
 		fmt.Fprintf(&mod, "replace %s => %s %s\n", m, name, version)
 	}
-	if b.StagingVersion != "" {
-		source, err := Source(ctx, b.Module, b.Version)
-		if err != nil {
-			return err
-		}
-		staged, err := stagingModules(filepath.Join(source, "go.mod"))
-		if err != nil {
-			return err
-		}
-		for _, m := range staged {
+	for _, m := range staged {
+		if slices.Contains(unused, m) {
+			fmt.Fprintf(&mod, "replace %s => ./unused/%s\n", m, m)
+		} else {
 			fmt.Fprintf(&mod, "replace %s => %s %s\n", m, m, b.StagingVersion)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(work, "go.mod"), mod.Bytes(), 0o644); err != nil {
+	return mod.Bytes()
+}
+
+// standIn writes an empty module.
+func standIn(work, module string) error {
+	dir := filepath.Join(work, "unused", module)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if err := run.Run(ctx, run.Cmd{Argv: []string{"go", "mod", "download", b.Module}, Dir: work, Env: environment("", false)}); err != nil {
-		return fmt.Errorf("downloading the sources of %s %s: %w", b.Module, b.Version, err)
-	}
-	return nil
+	return os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module "+module+"\n"), 0o644)
 }
 
 // Source returns the directory of a module's source in the module cache.
@@ -130,7 +160,7 @@ func Source(ctx context.Context, module, version string) (string, error) {
 		err = fmt.Errorf("%s", answer.Error)
 	}
 	if err != nil {
-		return "", fmt.Errorf("downloading the sources of %s %s: %w", module, version, err)
+		return "", fmt.Errorf("%w %s %s: %w", ErrDownload, module, version, err)
 	}
 	return answer.Dir, nil
 }

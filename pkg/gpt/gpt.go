@@ -62,7 +62,8 @@ func Read(r io.ReaderAt, sizeBytes int64) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, err := diskfs.Read(&file{r: r, size: sizeBytes}, SectorBytes, SectorBytes)
+	// Where the first copy is damaged, go-diskfs, which checks less, must not take it.
+	raw, err := diskfs.Read(&file{r: r, size: sizeBytes, hidePrimary: fromBackup}, SectorBytes, SectorBytes)
 	if err != nil {
 		return nil, fmt.Errorf("reading partition table: %w", err)
 	}

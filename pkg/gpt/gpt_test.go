@@ -2,6 +2,8 @@ package gpt
 
 import (
 	"bytes"
+	"encoding/binary"
+	"hash/crc32"
 	"io"
 	"os"
 	"os/exec"
@@ -167,6 +169,9 @@ func TestAddRefusesOverlap(t *testing.T) {
 
 // FuzzRead: whatever is on a disk, Read answers with a table that lies on it or
 // with an error, and what it read can be written and read again.
+// FuzzRead makes a disk of the fuzzer's header and entries, with checksums that
+// match: behind the wrong ones nothing would be reached. A good header is mixed
+// in where the fuzzer gives zeros.
 func FuzzRead(f *testing.F) {
 	const size = 128 << 10
 	good := disk(f, size)
@@ -177,13 +182,24 @@ func FuzzRead(f *testing.F) {
 	if err := tab.Write(good, size); err != nil {
 		f.Fatal(err)
 	}
-	data, err := os.ReadFile(good.Name())
+	whole, err := os.ReadFile(good.Name())
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(data)
-	f.Add(data[:40*512])
-	f.Fuzz(func(t *testing.T, data []byte) {
+	header, entry := whole[SectorBytes:SectorBytes+92], whole[2*SectorBytes:2*SectorBytes+128]
+	f.Add(header, entry, 0, false)
+	f.Add(header, append(bytes.Clone(entry), entry...), 3, true)
+	f.Add(header[:40], []byte{}, -1, false)
+	f.Fuzz(func(t *testing.T, header, entries []byte, cut int, backup bool) {
+		data := bytes.Clone(whole)
+		if cut > 0 {
+			data = data[:max(0, len(data)-cut)]
+		}
+		for _, lba := range []int64{1, int64(len(data))/SectorBytes - 1} {
+			if at := lba * SectorBytes; at >= SectorBytes && at+SectorBytes <= int64(len(data)) && (lba == 1 || backup) {
+				patch(data, at, header, entries)
+			}
+		}
 		tab, err := Read(bytes.NewReader(data), int64(len(data)))
 		if err != nil {
 			return
@@ -197,10 +213,31 @@ func FuzzRead(f *testing.F) {
 		if err := tab.Write(out, int64(len(data))); err != nil {
 			return
 		}
-		if _, err := Read(bytes.NewReader(out.b), int64(len(out.b))); err != nil {
+		again, err := Read(bytes.NewReader(out.b), int64(len(out.b)))
+		if err != nil {
 			t.Fatalf("what was written cannot be read: %v", err)
 		}
+		if len(again.Partitions) != len(tab.Partitions) {
+			t.Fatalf("%d partitions were written, %d are read", len(tab.Partitions), len(again.Partitions))
+		}
 	})
+}
+
+// patch writes a header and entries into data and makes their checksums right,
+// where the header names entries that data has.
+func patch(data []byte, at int64, header, entries []byte) {
+	le, b := binary.LittleEndian, data[at:at+SectorBytes]
+	copy(b, header[:min(len(header), 92)])
+	array := le.Uint64(b[72:])
+	length := uint64(le.Uint32(b[80:])) * uint64(le.Uint32(b[84:]))
+	if start := array * SectorBytes; array < uint64(len(data))/SectorBytes && length <= uint64(len(data))-start {
+		copy(data[start:start+length], entries)
+		le.PutUint32(b[88:], crc32.ChecksumIEEE(data[start:start+length]))
+	}
+	clear(b[16:20])
+	if n := le.Uint32(b[12:]); n <= SectorBytes {
+		le.PutUint32(b[16:], crc32.ChecksumIEEE(b[:n]))
+	}
 }
 
 type memory struct{ b []byte }

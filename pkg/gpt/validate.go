@@ -116,13 +116,19 @@ type file struct {
 	w    io.WriterAt
 	size int64
 	pos  int64
+
+	hidePrimary bool // sector 1 reads as zeros
 }
 
 func (f *file) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 || off >= f.size {
 		return 0, io.EOF
 	}
-	return f.r.ReadAt(p, off)
+	n, err := f.r.ReadAt(p, off)
+	if f.hidePrimary && off < 2*SectorBytes && off+int64(n) > SectorBytes {
+		clear(p[max(0, SectorBytes-off):min(int64(n), 2*SectorBytes-off)])
+	}
+	return n, err
 }
 
 func (f *file) WriteAt(p []byte, off int64) (int, error) {

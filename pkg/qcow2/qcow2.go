@@ -8,6 +8,7 @@
 package qcow2
 
 import (
+	"compress/flate"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -57,7 +58,7 @@ func OpenReader(r io.ReaderAt, fileBytes int64) (rd *Reader, err error) {
 		return nil, fmt.Errorf("reading qcow2: %w", err)
 	}
 	defer damaged(&err)
-	registerZstd()
+	registerDecompressors()
 	img, err := qcow2.Open(r, nil)
 	if err != nil {
 		return nil, fmt.Errorf("reading qcow2: %w", err)
@@ -68,17 +69,35 @@ func OpenReader(r io.ReaderAt, fileBytes int64) (rd *Reader, err error) {
 	return &Reader{img}, nil
 }
 
-// registerZstd teaches the library, which has a global list, the second
-// compression that the format knows.
-var registerZstd = sync.OnceFunc(func() {
+// registerDecompressors teaches the library, which has a global list, the second
+// compression that the format knows, and to read the first one in full.
+var registerDecompressors = sync.OnceFunc(func() {
+	qcow2.SetDecompressor(qcow2.CompressionTypeZlib, func(r io.Reader) (io.ReadCloser, error) { return full{flate.NewReader(r)}, nil })
 	qcow2.SetDecompressor(qcow2.CompressionTypeZstd, func(r io.Reader) (io.ReadCloser, error) {
 		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(8<<20))
 		if err != nil {
 			return nil, err
 		}
-		return z.IOReadCloser(), nil
+		return full{z.IOReadCloser()}, nil
 	})
 })
+
+// full reads as much as was asked for, and tells of the end only when nothing is
+// left: the library takes the first answer of Read for all, and an end that
+// comes with the last bytes, as it does in small clusters, for damage.
+type full struct{ io.ReadCloser }
+
+func (f full) Read(p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		var m int
+		m, err = f.ReadCloser.Read(p[n:])
+		n += m
+	}
+	if n > 0 {
+		err = nil // comes again
+	}
+	return n, err
+}
 
 // damaged turns a panic of the reading library, which trusts its tables, into
 // the error that a damaged image deserves.
@@ -143,5 +162,18 @@ func (r *Reader) SizeBytes() int64 { return r.img.Size() }
 // ReadAt reads from the disk, io.ReaderAt.
 func (r *Reader) ReadAt(p []byte, off int64) (n int, err error) {
 	defer damaged(&err)
-	return r.img.ReadAt(p, off)
+	// The library reads to the end of a cluster, also of the disk's last one.
+	left := r.SizeBytes() - off
+	if off < 0 || left <= 0 {
+		return 0, io.EOF
+	}
+	end := int64(len(p)) > left
+	n, err = r.img.ReadAt(p[:min(int64(len(p)), left)], off)
+	if errors.Is(err, io.EOF) && int64(n) == min(int64(len(p)), left) {
+		err = nil
+	}
+	if err == nil && end {
+		err = io.EOF
+	}
+	return n, err
 }

@@ -19,8 +19,11 @@ import (
 	"time"
 )
 
-// tailBytes is how much of a failed program's stderr an Error quotes.
-const tailBytes = 2048
+const (
+	tailBytes    = 2048 // of a failed program's stderr are kept
+	messageLines = 4    // of it are quoted
+	commandBytes = 120  // of a command line are quoted
+)
 
 // Cmd is one run of a program.
 type Cmd struct {
@@ -41,9 +44,13 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	s := fmt.Sprintf("running %s: %v", strings.Join(e.Argv, " "), e.Err)
-	if t := strings.TrimSpace(e.Stderr); t != "" {
-		s += ": " + t
+	command := strings.Join(e.Argv, " ")
+	if len(command) > commandBytes {
+		command = command[:commandBytes] + "…"
+	}
+	s := fmt.Sprintf("running %s: %v", command, e.Err)
+	if lines := strings.Split(strings.TrimSpace(e.Stderr), "\n"); lines[0] != "" {
+		s += ": " + strings.Join(lines[max(0, len(lines)-messageLines):], "\n")
 	}
 	return s
 }

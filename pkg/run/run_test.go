@@ -35,6 +35,11 @@ func TestErrors(t *testing.T) {
 	if !ok || e.Status != 3 || !strings.Contains(err.Error(), "reason") {
 		t.Errorf("%v", err)
 	}
+	// A person reads the message: neither a long command line nor a long log is in it.
+	err = Run(t.Context(), Cmd{Argv: []string{"sh", "-c", "seq 1 9 >&2; exit 3", strings.Repeat("x", 4000)}})
+	if m := err.Error(); len(m) > 300 || !strings.HasSuffix(m, "6\n7\n8\n9") {
+		t.Errorf("%d bytes: %s", len(m), m)
+	}
 	if err := Run(t.Context(), Cmd{Argv: []string{"no-such-program"}}); !errors.Is(err, exec.ErrNotFound) {
 		t.Errorf("%v", err)
 	}

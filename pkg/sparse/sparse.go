@@ -76,11 +76,15 @@ func (d *Digest) block(offset int64, b []byte) {
 func (d *Digest) Hex() string { return hex.EncodeToString(d.h.Sum(nil)) }
 
 // Copy copies an image of sizeBytes, leaving blocks of zeros as holes, and
-// returns its Digest. extents (nil: everything) limits what is read. progress,
+// returns its Digest. dst becomes longer if it has to, never shorter. extents (nil: everything) limits what is read. progress,
 // if not nil, gets the bytes done.
 func Copy(ctx context.Context, dst *os.File, src io.ReaderAt, sizeBytes int64, extents []Extent, progress func(int64)) (string, error) {
-	if err := dst.Truncate(sizeBytes); err != nil {
+	if fi, err := dst.Stat(); err != nil {
 		return "", err
+	} else if fi.Size() < sizeBytes {
+		if err := dst.Truncate(sizeBytes); err != nil {
+			return "", err
+		}
 	}
 	if extents == nil {
 		extents = []Extent{{0, sizeBytes}}

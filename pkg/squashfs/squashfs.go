@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kimage-project/kimage/pkg/run"
 	"github.com/kimage-project/kimage/pkg/tree"
 )
@@ -30,9 +32,10 @@ const blockSize = 1 << 20
 
 // Config says how a tree is written.
 type Config struct {
-	File     string // made anew; must not exist
-	UnixTime int64  // every timestamp, seconds
-	Memory   int    // MiB that mksquashfs may use for its queues; 0: 96
+	File        string // made anew; must not exist
+	OffsetBytes int64  // where in File it starts; what is before stays a hole
+	UnixTime    int64  // every timestamp, seconds
+	Memory      int    // MiB that mksquashfs may use for its queues; 0: 96
 }
 
 // Write writes t to c.File. An entry that is not root's is an error.
@@ -51,6 +54,9 @@ func Write(ctx context.Context, t *tree.Tree, c Config) error {
 		return err
 	}
 	defer r.Close()
+	// The largest pipe that an ordinary user may have: both sides work in turns
+	// of a mebibyte instead of 64 KiB. Where it is refused, it is only slower.
+	unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 1<<20)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	tarErr := make(chan error, 1)
@@ -62,7 +68,7 @@ func Write(ctx context.Context, t *tree.Tree, c Config) error {
 		tarErr <- errors.Join(err, w.Close())
 	}()
 	seconds := strconv.FormatInt(c.UnixTime, 10)
-	err = run.Run(ctx, run.Cmd{Stdin: r, Argv: []string{"mksquashfs", "-", c.File, "-tar", "-noappend", "-quiet", "-no-progress",
+	err = run.Run(ctx, run.Cmd{Stdin: r, Argv: []string{"mksquashfs", "-", c.File, "-tar", "-offset", strconv.FormatInt(c.OffsetBytes, 10), "-noappend", "-quiet", "-no-progress",
 		"-comp", "zstd", "-Xcompression-level", strconv.Itoa(Level), "-b", strconv.Itoa(blockSize),
 		"-mem", strconv.Itoa(mem) + "M", "-reproducible", "-mkfs-time", seconds,
 		"-all-root", "-root-mode", "0755", "-root-time", seconds, "-all-time", seconds}})

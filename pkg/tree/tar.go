@@ -14,14 +14,14 @@ import (
 // SCHILY.xattr records, which mksquashfs and containerd read. Hard links come
 // after all other entries, because a reader needs their target first.
 func (t *Tree) WriteTar(w io.Writer, mtime time.Time) error {
-	tw := tar.NewWriter(w)
+	tw, buf := tar.NewWriter(w), make([]byte, 1<<20)
 	entries := t.Entries()
 	for _, hard := range []bool{false, true} {
 		for _, e := range entries {
 			if e.Path == "." || e.Hard != hard {
 				continue
 			}
-			if err := writeTarEntry(tw, e, mtime); err != nil {
+			if err := writeTarEntry(tw, e, mtime, buf); err != nil {
 				return fmt.Errorf("writing %s to tar: %w", e.Path, err)
 			}
 		}
@@ -29,7 +29,7 @@ func (t *Tree) WriteTar(w io.Writer, mtime time.Time) error {
 	return tw.Close()
 }
 
-func writeTarEntry(tw *tar.Writer, e Entry, mtime time.Time) error {
+func writeTarEntry(tw *tar.Writer, e Entry, mtime time.Time, buf []byte) error {
 	h := &tar.Header{
 		Name: e.Path, Uid: e.UID, Gid: e.GID, ModTime: e.ModTime, Format: tar.FormatPAX,
 		Mode: Perm(e.Mode), Linkname: e.Target, Devmajor: int64(e.Major), Devminor: int64(e.Minor),
@@ -74,7 +74,8 @@ func writeTarEntry(tw *tar.Writer, e Entry, mtime time.Time) error {
 		return err
 	}
 	defer r.Close()
-	_, err = io.Copy(tw, r)
+	// Only a Reader: *os.File would copy in pieces of 32 KiB.
+	_, err = io.CopyBuffer(tw, struct{ io.Reader }{r}, buf)
 	return err
 }
 

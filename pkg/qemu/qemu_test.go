@@ -1,0 +1,36 @@
+package qemu
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestArgv(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		config    Config
+		want, not []string
+	}{
+		{"defaults", Config{}, []string{"-accel tcg,thread=multi", "-smp 1", "-m 1024", "if=virtio,format=qcow2", "hostfwd=tcp:127.0.0.1:2222-:22", "-display none"}, []string{"pflash", "restrict", "format=raw"}},
+		{"size", Config{CPUs: 3, MemoryMiB: 4096}, []string{"-smp 3", "-m 4096"}, nil},
+		{"KVM", Config{Accel: "kvm"}, []string{"-accel kvm"}, []string{"tcg"}},
+		{"UEFI", Config{Firmware: UEFI}, []string{"if=pflash,format=raw,readonly=on,file=" + ovmfCode, "if=pflash,format=raw,file=/vm/node/vars.fd"}, nil},
+		{"no way out", Config{Isolated: true}, []string{"restrict=on,hostfwd="}, nil},
+		{"seed", Config{Seed: "/vm/seed"}, []string{"file=/vm/seed,if=virtio,format=raw,readonly=on"}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.config.Dir = "/vm/node"
+			m := &Machine{c: c.config, SSHPort: 2222}
+			got := strings.Join(m.argv(), " ")
+			for _, w := range append(c.want, "-name node", "file=/vm/node/disk.qcow2", "path=/vm/node/console.log") {
+				if !strings.Contains(got, w) {
+					t.Errorf("no %q in %s", w, got)
+				}
+			}
+			if slices.ContainsFunc(c.not, func(n string) bool { return strings.Contains(got, n) }) {
+				t.Errorf("one of %q in %s", c.not, got)
+			}
+		})
+	}
+}
