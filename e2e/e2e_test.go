@@ -63,8 +63,9 @@ func testMain(m *testing.M) int {
 // node is a machine that boots the image, with a way in.
 type node struct {
 	*qemu.Machine
-	t   *testing.T
-	key qemu.Key
+	t    *testing.T
+	user string
+	key  qemu.Key
 }
 
 // networkConfig is a network with a gateway that leads nowhere: what QEMU's
@@ -92,12 +93,18 @@ func boot(t *testing.T, firmware string, memoryMiB int) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := qemu.New(t.Context(), qemu.Config{Dir: filepath.Join(dir, "node"), Image: image, Format: "raw", DiskGiB: 20, Seed: volume, Firmware: firmware,
-		CPUs: 2, MemoryMiB: memoryMiB, Isolated: true})
+	return bootWith(t, qemu.Config{Dir: filepath.Join(dir, "node"), Seed: volume, Firmware: firmware, MemoryMiB: memoryMiB}, user, key)
+}
+
+// bootWith boots a machine with the image on its disk and no way out.
+func bootWith(t *testing.T, c qemu.Config, user string, key qemu.Key) *node {
+	t.Helper()
+	c.Image, c.Format, c.DiskGiB, c.CPUs, c.Isolated = image, "raw", 20, 2, true
+	m, err := qemu.New(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{m, t, key}
+	n := &node{m, t, user, key}
 	t.Cleanup(func() {
 		n.Kill()
 		if t.Failed() {
@@ -117,7 +124,7 @@ func (n *node) start() {
 	}
 	ctx, cancel := context.WithTimeout(n.t.Context(), 6*time.Minute)
 	defer cancel()
-	if err := n.WaitSSH(ctx, user, n.key); err != nil {
+	if err := n.WaitSSH(ctx, n.user, n.key); err != nil {
 		n.t.Fatal(err)
 	}
 	n.t.Logf("SSH after %s", time.Since(started).Round(time.Second))
@@ -127,7 +134,7 @@ func (n *node) start() {
 func (n *node) try(command string, limit time.Duration) (qemu.Result, error) {
 	ctx, cancel := context.WithTimeout(n.t.Context(), limit)
 	defer cancel()
-	return n.SSH(ctx, user, n.key, "sudo sh -c '"+strings.ReplaceAll(command, "'", `'\''`)+"'")
+	return n.SSH(ctx, n.user, n.key, "sudo sh -c '"+strings.ReplaceAll(command, "'", `'\''`)+"'")
 }
 
 // must runs a command as root that has to succeed.

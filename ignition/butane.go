@@ -13,6 +13,8 @@ import (
 
 	"github.com/coreos/butane/config"
 	"github.com/coreos/butane/config/common"
+	ign33 "github.com/coreos/ignition/v2/config/v3_3"
+	ign33types "github.com/coreos/ignition/v2/config/v3_3/types"
 	ign "github.com/coreos/ignition/v2/config/v3_4"
 	"github.com/coreos/ignition/v2/config/v3_4/types"
 	"github.com/coreos/vcontext/report"
@@ -229,8 +231,18 @@ func (g *Generator) mergeButane(mine types.Config, name string, override []strin
 		}
 		mine = without(mine, n)
 	}
-	out, err := json.Marshal(ign.Merge(mine, theirs))
+	merged := ign.Merge(mine, theirs)
+	// The oldest specification that says all of it.
+	merged.Ignition.Version = ign33types.MaxVersion.String()
+	out, err := json.Marshal(merged)
 	if err != nil {
+		return nil, err
+	}
+	if _, r, err := ign33.Parse(out); err == nil && len(r.Entries) == 0 {
+		return out, nil
+	}
+	merged.Ignition.Version = types.MaxVersion.String()
+	if out, err = json.Marshal(merged); err != nil {
 		return nil, err
 	}
 	// Each was valid; together they must be as well.

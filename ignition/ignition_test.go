@@ -381,6 +381,7 @@ func rest(t *testing.T, m Machine, uid string) string {
 func TestSnippets(t *testing.T) {
 	for _, test := range []struct{ name, os, snippet, override, want, err string }{
 		{"butane adds", "flatcar-stable", "variant: flatcar\nversion: 1.1.0\nstorage: {files: [{path: /etc/mine, contents: {inline: hello}}]}\n", "[]", "/etc/mine", ""},
+		{"butane needs 3.4", "flatcar-stable", "variant: flatcar\nversion: 1.1.0\nstorage: {files: [{path: /etc/mine, contents: {inline: hello}}], luks: [{name: data, device: /dev/vdb, discard: true}]}\n", "[]", "/etc/mine", ""},
 		{"butane replaces", "flatcar-stable", "variant: flatcar\nversion: 1.0.0\nstorage: {files: [{path: /etc/hostname, overwrite: true, contents: {inline: mine}}]}\n", "[]", "", "it replaces /etc/hostname of kimage's"},
 		{"butane may replace", "flatcar-stable", "variant: flatcar\nversion: 1.0.0\nstorage: {links: [{path: /etc/hostname, overwrite: true, target: /mine}]}\n", "[/etc/hostname]", "-/etc/hostname", ""},
 		{"butane unit", "flatcar-stable", "variant: flatcar\nversion: 1.0.0\nsystemd: {units: [{name: sshd.service, mask: false}]}\n", "[]", "", "it replaces sshd.service"},
@@ -427,6 +428,9 @@ func TestSnippets(t *testing.T) {
 			}
 			if err != nil {
 				t.Fatal(err)
+			}
+			if v := map[bool]string{true: "3.4.0", false: "3.3.0"}[strings.Contains(test.snippet, "discard")]; strings.Contains(test.snippet, "variant") && !strings.Contains(string(all[0].Files[ConfigFile]), `"version":"`+v+`"`) {
+				t.Errorf("not of specification %s", v)
 			}
 			path, gone := strings.CutPrefix(test.want, "-")
 			if _, ok := read(t, all[0])[path]; path != "" && ok == gone {

@@ -10,10 +10,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -37,6 +39,9 @@ const (
 // Interface is what systemd calls the machine's network card.
 const Interface = "enp0s16"
 
+// MAC is that of the card.
+const MAC = "52:54:00:12:34:56"
+
 // Config describes a machine.
 type Config struct {
 	Dir       string // the machine's own files; made
@@ -49,6 +54,10 @@ type Config struct {
 	MemoryMiB int
 	Accel     string // kvm or tcg; empty: tcg, which works everywhere
 	Isolated  bool   // no way out: only the forwarded SSH port is reachable
+	// Kernel boots the machine instead of its disk, with Initrd and the command
+	// line Append; empty: the disk's boot loader.
+	Kernel, Initrd, Append string
+	FwCfg                  map[string]string // fw_cfg item (opt/...) to a file
 }
 
 // Machine is a running or stopped machine.
@@ -142,11 +151,17 @@ func (m *Machine) argv() []string {
 		"-nodefaults", "-display", "none", "-vga", "std",
 		"-chardev", "file,id=console,append=on,path=" + m.consoleFile(), "-serial", "chardev:console",
 		"-drive", "file=" + m.Disk() + ",if=virtio,format=qcow2,cache=unsafe,discard=unmap",
-		"-netdev", fmt.Sprintf("user,id=net,ipv6=off,%shostfwd=tcp:127.0.0.1:%d-:22", restrict, m.SSHPort), "-device", "virtio-net-pci,netdev=net,bus=pcie.0,addr=0x10",
+		"-netdev", fmt.Sprintf("user,id=net,ipv6=off,%shostfwd=tcp:127.0.0.1:%d-:22", restrict, m.SSHPort), "-device", "virtio-net-pci,netdev=net,bus=pcie.0,addr=0x10,mac=" + MAC,
 		"-device", "virtio-rng-pci",
 	}
 	if m.c.Seed != "" {
 		argv = append(argv, "-drive", "file="+m.c.Seed+",if=virtio,format=raw,readonly=on")
+	}
+	if m.c.Kernel != "" {
+		argv = append(argv, "-kernel", m.c.Kernel, "-initrd", m.c.Initrd, "-append", m.c.Append)
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.c.FwCfg)) {
+		argv = append(argv, "-fw_cfg", "name="+name+",file="+m.c.FwCfg[name])
 	}
 	if m.c.Firmware == UEFI {
 		argv = append(argv,
