@@ -266,10 +266,8 @@ func (b *Builder) Build(ctx context.Context) (*Result, error) {
 	if err := group.Wait(); err != nil {
 		return nil, diskFull(err)
 	}
-	m.Payload = &payloadInfo{SizeBytes: p.size, SHA256: p.sha256, RootHash: p.rootHash}
-
 	b.report.Stage("disk: activation files, partition KIMAGE")
-	if err := d.assemble(ctx, p, m); err != nil {
+	if m, err = d.assemble(ctx, p, m); err != nil {
 		return nil, diskFull(err)
 	}
 	b.report.Stage("artifacts: %s", strings.Join(b.config.Formats, ", "))
