@@ -152,10 +152,11 @@ func New(c Config) (*Builder, error) {
 	if c.Output == "" {
 		c.Output = "out"
 	}
-	if c.Name == "" {
+	given := c.Name != ""
+	if !given {
 		c.Name = o.Name + "-" + c.Kubernetes + "-" + c.Arch
 	}
-	if !nameRule.MatchString(c.Name) {
+	if (o.Name != "" || given) && !nameRule.MatchString(c.Name) {
 		wrong = append(wrong, fmt.Errorf("--name %q: use lower-case letters, digits, dots and dashes, at most 64", c.Name))
 	}
 	if c.Agent == "" {
