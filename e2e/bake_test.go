@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/kimage-project/kimage/pkg/sparse"
 )
 
 func judge(t *testing.T, argv ...string) string {
@@ -161,10 +163,24 @@ exec chroot "$1/root" setpriv --reuid 65534 --regid 65534 --clear-groups --bound
 	if ls /dev/loop* /dev/kvm 2>/dev/null; then exit 98; fi
 	umask 077
 	exec "$1/kimage" build --os "$0" --offline --quiet --cache "$1/cache" -o "$1/out"' "$0" "$1"`, system, dir)
-	want, got := judge(t, "sha256sum", image), judge(t, "sha256sum", filepath.Join(dir, "out", filepath.Base(image)))
-	if got[:64] != want[:64] {
-		t.Errorf("other bytes:\n%s%s", want, got)
+	if digest(t, filepath.Join(dir, "out", filepath.Base(image))) != digest(t, image) {
+		t.Error("other bytes")
 	}
+}
+
+// digest names the content of a disk without reading its holes.
+func digest(t *testing.T, file string) string {
+	t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	d, err := sparse.DigestFile(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
 }
 
 func field(text, name string) string {

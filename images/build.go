@@ -155,10 +155,11 @@ func New(c Config) (*Builder, error) {
 	if c.Output == "" {
 		c.Output = "out"
 	}
-	if c.Name == "" {
+	given := c.Name != ""
+	if !given {
 		c.Name = o.Name + "-" + c.Kubernetes + "-" + c.Arch
 	}
-	if !nameRule.MatchString(c.Name) {
+	if (o.Name != "" || given) && !nameRule.MatchString(c.Name) {
 		wrong = append(wrong, fmt.Errorf("--name %q: use lower-case letters, digits, dots and dashes, at most 64", c.Name))
 	}
 	if c.Agent == "" {
@@ -269,10 +270,8 @@ func (b *Builder) Build(ctx context.Context) (*Result, error) {
 	if err := group.Wait(); err != nil {
 		return nil, diskFull(err)
 	}
-	m.Payload = &payloadInfo{SizeBytes: p.size, SHA256: p.sha256, RootHash: p.rootHash}
-
 	b.report.Stage("disk: activation files, partition KIMAGE")
-	if err := d.assemble(ctx, p, m); err != nil {
+	if m, err = d.assemble(ctx, p, m); err != nil {
 		return nil, diskFull(err)
 	}
 	b.report.Stage("artifacts: %s", strings.Join(b.config.Formats, ", "))

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/kimage-project/kimage/images/components"
 	"github.com/kimage-project/kimage/pkg/atomicfile"
@@ -86,27 +87,39 @@ func (d *disk) copyBase(ctx context.Context) error {
 	if kind == "sparse" && digest != want {
 		return d.builder.cache.Discard(d.base.entry, errors.New(baseDisk+" has changed since it was stored"))
 	}
+	// The storage would be idle until the final sync, which reports its errors.
+	unix.SyncFileRange(int(d.out.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 	return nil
 }
 
-// assemble writes what depends on the payload.
-func (d *disk) assemble(ctx context.Context, p payload, m manifest) error {
+// assemble writes what depends on the payload, and returns the manifest that
+// names it.
+func (d *disk) assemble(ctx context.Context, p payload, m manifest) (manifest, error) {
 	if err := d.table.Write(d.out, d.total); err != nil {
-		return err
+		return m, err
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		if err := d.activate(ctx, p, m); err != nil {
+		if err := d.activate(ctx, p, m.ImageID); err != nil {
 			return fmt.Errorf("writing activation files: %w", err)
 		}
 		return nil
 	})
-	group.Go(func() error { return d.finishKIMAGE(ctx, p, m) })
-	return group.Wait()
+	named := m
+	group.Go(func() error {
+		p := p // the activation files' is not changed
+		if err := p.sum(ctx); err != nil {
+			return err
+		}
+		named.Payload = &payloadInfo{SizeBytes: p.size, SHA256: p.sha256, RootHash: p.rootHash}
+		return d.finishKIMAGE(ctx, p, named)
+	})
+	err := group.Wait()
+	return named, err
 }
 
 // activate edits the copy's root file system.
-func (d *disk) activate(ctx context.Context, p payload, m manifest) error {
+func (d *disk) activate(ctx context.Context, p payload, imageID string) error {
 	v := ext4.Volume{File: d.out.Name(), OffsetBytes: d.root.OffsetBytes(), UnixTime: unixTime}
 	repaired, err := v.Prepare(ctx, d.scratch)
 	if err != nil {
@@ -115,7 +128,7 @@ func (d *disk) activate(ctx context.Context, p payload, m manifest) error {
 	if repaired {
 		d.builder.report.Logf("the base was not shut down cleanly: its file system was repaired (in the copy)")
 	}
-	t, err := d.builder.activationTree(p, m.ImageID)
+	t, err := d.builder.activationTree(p, imageID)
 	if err != nil {
 		return err
 	}

@@ -50,3 +50,20 @@ func TestDpkgPackages(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
+
+// TestNewTellsEverything: each wrong word once, and nothing that follows from another.
+func TestNewTellsEverything(t *testing.T) {
+	_, err := New(Config{OS: "debian-14", Kubernetes: "1.2", Runtime: "rkt", Network: "flanel", Formats: []string{"raw", "vdi"}, Images: "few", Agent: "images_test.go"})
+	if err == nil {
+		t.Fatal("no error")
+	}
+	lines := strings.Split(err.Error(), "\n")
+	for _, want := range []string{`operating system "debian-14"`, `Kubernetes version "1.2"`, `runtime "rkt"`, `network "flanel"`, `format "vdi"`, `set of images "few"`} {
+		if !slices.ContainsFunc(lines, func(l string) bool { return strings.Contains(l, want) }) {
+			t.Errorf("nothing of %s in %q", want, lines)
+		}
+	}
+	if len(lines) != 6 {
+		t.Errorf("%d lines: %q", len(lines), lines)
+	}
+}

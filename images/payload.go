@@ -130,14 +130,21 @@ func (b *Builder) writePayload(ctx context.Context, t *tree.Tree, scratch string
 		}
 		return p, err
 	}
-	var err error
-	if verity {
-		if p.rootHash, err = ddi.Wrap(ctx, ddi.Config{File: p.file, Arch: b.config.Arch, Seed: b.os.Name}); err != nil {
-			return p, err
-		}
+	if !verity {
+		return p, p.sum(ctx)
 	}
-	p.sha256, p.size, err = fileSHA256(ctx, p.file)
+	var err error
+	p.rootHash, err = ddi.Wrap(ctx, ddi.Config{File: p.file, Arch: b.config.Arch, Seed: b.os.Name})
 	return p, err
+}
+
+// sum fills in what names the payload on KIMAGE. The activation files need it
+// only where there is no root hash, so otherwise it is done beside them.
+func (p *payload) sum(ctx context.Context) (err error) {
+	if p.sha256 == "" {
+		p.sha256, p.size, err = fileSHA256(ctx, p.file)
+	}
+	return err
 }
 
 // checkBase makes sure that no directory of the payload is something else in
