@@ -45,6 +45,18 @@ spec:
   - {name: crowd}
 `
 
+// debianSnippet is what a Debian root needs besides: core may become root, and
+// Debian's build of Ignition, which always labels files for SELinux, finds a
+// policy of one line.
+const debianSnippet = `variant: flatcar
+version: 1.0.0
+storage:
+  files:
+  - {path: /etc/sudoers.d/core, mode: 0440, contents: {inline: "core ALL=(ALL) NOPASSWD: ALL\n"}}
+  - {path: /etc/selinux/config, mode: 0644, contents: {inline: "SELINUX=disabled\nSELINUXTYPE=none\n"}}
+  - {path: /etc/selinux/none/contexts/files/file_contexts, mode: 0644, contents: {inline: "/.* system_u:object_r:file_t:s0\n"}}
+`
+
 // configs writes the configs of a cluster and returns their directory.
 func configs(t *testing.T, osName, sshKey, snippet string, args ...string) string {
 	t.Helper()
@@ -53,8 +65,7 @@ func configs(t *testing.T, osName, sshKey, snippet string, args ...string) strin
 	if err := os.WriteFile(filepath.Join(dir, "cluster.yaml"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	// Lets the harness become root where the user of an OS is not made for that.
-	if err := os.WriteFile(filepath.Join(dir, "sudo.bu"), []byte("variant: flatcar\nversion: 1.0.0\nstorage: {files: [{path: /etc/sudoers.d/core, mode: 0440, contents: {inline: \"core ALL=(ALL) NOPASSWD: ALL\\n\"}}]}\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "debian.bu"), []byte(debianSnippet), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	kimage, err := filepath.Abs("../bin/kimage")
@@ -144,7 +155,9 @@ func TestCloudInitSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var list struct{ OS []struct{ Name, FirstBoot string } }
+	var list struct {
+		OS []struct{ Name, FirstBoot string }
+	}
 	if err := json.Unmarshal(out, &list); err != nil {
 		t.Fatal(err)
 	}
@@ -215,11 +228,12 @@ func ignitions(t *testing.T) map[string]string {
 		"2.14.0": debianIgnition(t),
 		"2.25.0": tool(t, func(dir string) {
 			work := t.TempDir()
-			b := gobuild.Build{Module: "github.com/coreos/ignition/v2", Version: "v2.25.0", Package: "github.com/coreos/ignition/v2/internal", CGO: true, Arch: "amd64"}
+			b := gobuild.Build{Module: "github.com/coreos/ignition/v2", Version: "v2.25.0", Package: "github.com/coreos/ignition/v2/internal", CGO: true, Arch: "amd64",
+				LDFlags: "-X github.com/coreos/ignition/v2/internal/distro.selinuxRelabel=false"} // as distributions without SELinux build it
 			if err := b.Run(t.Context(), work, filepath.Join(dir, "ignition"), nil); err != nil {
 				t.Fatal(err)
 			}
-		}, "ignition", "v2.25.0") + "/ignition",
+		}, "ignition", "v2.25.0", "no SELinux") + "/ignition",
 	}
 }
 
@@ -233,7 +247,7 @@ func dracutPackages(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	packages := []string{"dracut", "dracut-core", "dracut-network", "ignition"}
+	packages := []string{"dracut", "dracut-core", "dracut-network", "ignition", "policycoreutils"}
 	return tool(t, func(dir string) {
 		scratch := t.TempDir()
 		found, err := debs.Fetch(t.Context(), debs.Config{Mirror: mirror, Suite: "trixie", Arch: "amd64", Packages: packages, Dir: scratch})
@@ -252,6 +266,12 @@ func imageRoot(t *testing.T) string {
 	dir := filepath.Join(t.TempDir(), "root")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
+	}
+	// Ignition writes a user's keys as that user.
+	for _, p := range []string{filepath.Dir(dir), filepath.Dir(filepath.Dir(dir))} {
+		if err := os.Chmod(p, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	// What debugfs cannot make (devices) it says; the root has none.
 	judge(t, "debugfs", "-R", "rdump / "+dir, volume(t, "root"))
@@ -287,14 +307,24 @@ func volume(t *testing.T, name string) string {
 // root file system.
 func TestIgnitionApplies(t *testing.T) {
 	root := imageRoot(t)
+	const contexts = "/.* system_u:object_r:file_t:s0\n"
+	for path, content := range map[string]string{"config": "SELINUXTYPE=none\n", "none/contexts/files/file_contexts": contexts, "targeted/contexts/files/file_contexts": contexts} {
+		if err := os.MkdirAll(filepath.Dir(root+"/etc/selinux/"+path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(root+"/etc/selinux/"+path, []byte(content), 0o644); err != nil { // for Debian's build, see debianSnippet
+			t.Fatal(err)
+		}
+	}
 	for version, program := range ignitions(t) {
 		for _, osName := range []string{"flatcar-stable", "flatcar-lts", "fedora-coreos-stable"} {
 			dir := configs(t, osName, "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPVLc8BFNHkLTYlm1xFCIfgnxKPmJuvT0o3vPZzgYw3K x", "")
 			for _, machine := range []string{"nodes/k8s-01", "nodes/k8s-02", "pools/crowd"} {
 				judge(t, "rm", "-rf", root+"/etc/kimage", root+"/etc/hostname", root+"/home/core", "/run/ignition-judge")
 				exec.Command("chroot", root, "userdel", "core").Run() // of the last round, if any
+				cached := filepath.Join(t.TempDir(), "cache.json")
 				for _, stage := range []string{"fetch", "files"} {
-					cmd := exec.Command(program, "--root="+root, "--platform=file", "--stage="+stage, "--config-cache="+filepath.Join(t.TempDir(), "cache.json"), "--log-to-stdout")
+					cmd := exec.Command(program, "--root="+root, "--platform=file", "--stage="+stage, "--config-cache="+cached, "--log-to-stdout")
 					cmd.Env = append(os.Environ(), "IGNITION_CONFIG_FILE="+filepath.Join(dir, machine, "config.ign"))
 					if out, err := cmd.CombinedOutput(); err != nil {
 						t.Fatalf("Ignition %s, %s, %s of %s: %v\n%s", version, stage, machine, osName, err, lastLines(string(out), 20))
@@ -358,7 +388,7 @@ func TestIgnitionBoots(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := configs(t, "flatcar-stable", key.Public, "    butane: sudo.bu\n")
+	dir := configs(t, "flatcar-stable", key.Public, "    butane: debian.bu\n")
 	root := imageRoot(t)
 	judge(t, "cp", "-a", dracutPackages(t)+"/.", root)
 	const script = `set -e

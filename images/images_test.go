@@ -2,6 +2,7 @@ package images
 
 import (
 	"slices"
+	"strings"
 	"testing"
 )
 
