@@ -45,14 +45,15 @@ spec:
   - {name: crowd}
 `
 
-// debianSnippet is what a Debian root needs besides: core may become root, and
-// Debian's build of Ignition, which always labels files for SELinux, finds a
-// policy of one line.
+// debianSnippet is what a Debian root needs besides: core may become root, sshd
+// reads keys where Ignition puts them, and Debian's build of Ignition, which
+// always labels files for SELinux, finds a policy of one line.
 const debianSnippet = `variant: flatcar
 version: 1.0.0
 storage:
   files:
   - {path: /etc/sudoers.d/core, mode: 0440, contents: {inline: "core ALL=(ALL) NOPASSWD: ALL\n"}}
+  - {path: /etc/ssh/sshd_config.d/ignition.conf, mode: 0644, contents: {inline: "AuthorizedKeysFile .ssh/authorized_keys .ssh/authorized_keys.d/ignition\n"}}
   - {path: /etc/selinux/config, mode: 0644, contents: {inline: "SELINUX=disabled\nSELINUXTYPE=none\n"}}
   - {path: /etc/selinux/none/contexts/files/file_contexts, mode: 0644, contents: {inline: "/.* system_u:object_r:file_t:s0\n"}}
 `
@@ -247,7 +248,7 @@ func dracutPackages(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	packages := []string{"dracut", "dracut-core", "dracut-network", "ignition", "policycoreutils"}
+	packages := []string{"dracut", "dracut-core", "dracut-network", "ignition", "policycoreutils", "curl"}
 	return tool(t, func(dir string) {
 		scratch := t.TempDir()
 		found, err := debs.Fetch(t.Context(), debs.Config{Mirror: mirror, Suite: "trixie", Arch: "amd64", Packages: packages, Dir: scratch})
@@ -392,7 +393,7 @@ func TestIgnitionBoots(t *testing.T) {
 	root := imageRoot(t)
 	judge(t, "cp", "-a", dracutPackages(t)+"/.", root)
 	const script = `set -e
-mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" && mount -t tmpfs none "$1/run"
+mount -t proc proc "$1/proc" && mount -t sysfs sys "$1/sys" && mount --rbind /dev "$1/dev" && mount -t tmpfs none "$1/run"
 kver=$(ls "$1/usr/lib/modules")
 chroot "$1" dracut --force --no-hostonly --add ignition --add-drivers "qemu_fw_cfg virtio_blk virtio_pci ext4" --kver "$kver" /initrd.ignition
 cp "$1/boot/vmlinuz-$kver" "$1/vmlinuz.ignition"`
