@@ -2,6 +2,8 @@ package balancer
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"time"
 )
 
@@ -100,7 +102,16 @@ func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (p
 			return retry, false
 		}
 	}
-	return interval, false
+	return b.untilNextTick(time.Now()), false
+}
+
+// untilNextTick is at most interval. All backends are asked at the same
+// instants, because waking up costs more than asking; other nodes have others,
+// or a master would be asked by all at once.
+func (b *Balancer) untilNextTick(now time.Time) time.Duration {
+	sum := sha256.Sum256([]byte(b.config.Seed))
+	phase := time.Duration(binary.BigEndian.Uint32(sum[:])) % interval
+	return interval - (time.Duration(now.UnixNano())+phase)%interval
 }
 
 // giveUpAfter looks again when what fails now had its time. A

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -21,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kimage-project/kimage/pkg/cache"
 	"github.com/kimage-project/kimage/pkg/gobuild"
 	"github.com/kimage-project/kimage/pkg/pki"
 )
@@ -31,11 +33,11 @@ const etcdVersion = "3.7.3"
 // in the cache; without it the test is skipped, in CI it is built.
 func etcdProgram(t *testing.T) string {
 	t.Helper()
-	cache, err := os.UserCacheDir()
+	store, err := cache.Open("", t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
-	found, _ := filepath.Glob(filepath.Join(cache, "kimage/entries/program/*/etcd"))
+	found, _ := filepath.Glob(filepath.Join(store.Root, "entries/program/*/etcd"))
 	for _, f := range found {
 		if out, err := exec.Command(f, "--version").Output(); err == nil && strings.Contains(string(out), "etcd Version: "+etcdVersion+"\n") {
 			return f
@@ -44,12 +46,15 @@ func etcdProgram(t *testing.T) string {
 	if os.Getenv("CI") == "" {
 		t.Skip("no etcd " + etcdVersion + " in the cache: kimage build --components source puts it there; CI=1 builds it")
 	}
-	file := filepath.Join(t.TempDir(), "etcd")
-	build := gobuild.Build{Module: "go.etcd.io/etcd/server/v3", Version: "v" + etcdVersion, Package: "go.etcd.io/etcd/server/v3", Arch: "amd64"}
-	if err := build.Run(t.Context(), t.TempDir(), file); err != nil {
+	build := gobuild.Build{Module: "go.etcd.io/etcd/server/v3", Version: "v" + etcdVersion, Package: "go.etcd.io/etcd/server/v3", Arch: runtime.GOARCH}
+	entry, _, err := store.Dir(t.Context(), "program", cache.Key("etcd of the balancer's tests", etcdVersion, runtime.GOARCH),
+		func(ctx context.Context, dir string) error {
+			return build.Run(ctx, t.TempDir(), filepath.Join(dir, "etcd"))
+		})
+	if err != nil {
 		t.Fatal(err)
 	}
-	return file
+	return filepath.Join(entry, "etcd")
 }
 
 // member is one etcd process. Its peers reach it through a relay.

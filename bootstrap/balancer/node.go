@@ -157,13 +157,15 @@ func (n *Node) Run(ctx context.Context) error {
 // follow takes in what changes in the watched files. What cannot be read
 // changes nothing.
 func (n *Node) follow(ctx context.Context) {
-	tick := time.NewTicker(pollEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
+		// When the probes are due as well: it costs no other wake-up.
+		timer.Reset(pollEvery - interval + n.api.untilNextTick(time.Now()))
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-timer.C:
 		}
 		if !n.changed() {
 			continue
