@@ -1,9 +1,12 @@
 package kimage
 
 import (
+	"debug/elf"
 	"encoding/json"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -50,7 +53,8 @@ func TestImportsPointOneWay(t *testing.T) {
 						t.Errorf("%s imports %s", path, strings.TrimPrefix(i, module))
 					}
 				}
-				for _, sdk := range []string{"cloud.google.com/", "github.com/aws/", "github.com/Azure/"} {
+				// They would make the agent several times as large, each.
+				for _, sdk := range []string{"cloud.google.com/", "github.com/aws/", "github.com/Azure/", "k8s.io/", "google.golang.org/grpc", "go.etcd.io/"} {
 					if from == "cmd/kimage-agent" && strings.HasPrefix(i, sdk) {
 						t.Errorf("the agent depends on %s", i)
 					}
@@ -60,5 +64,38 @@ func TestImportsPointOneWay(t *testing.T) {
 	}
 	if seen < 10 {
 		t.Errorf("only %d packages were looked at", seen)
+	}
+}
+
+// TestAgentIsSmallAndStatic: it is on every node, and as a balancer in every
+// node's memory.
+func TestAgentIsSmallAndStatic(t *testing.T) {
+	const limitBytes = 15 << 20
+	file := filepath.Join(t.TempDir(), "kimage-agent")
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid=", "-o", file, "./cmd/kimage-agent")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	fi, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d bytes", fi.Size())
+	if fi.Size() > limitBytes {
+		t.Errorf("the agent has %d bytes, more than %d", fi.Size(), limitBytes)
+	}
+	f, err := elf.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if libs, err := f.ImportedLibraries(); err != nil || len(libs) > 0 {
+		t.Errorf("it is linked against %v, %v", libs, err)
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			t.Error("it needs a dynamic loader")
+		}
 	}
 }

@@ -30,17 +30,18 @@ func embedded(name string) []byte {
 
 // payloadFiles are kimage's own files in the payload, by source under files/payload.
 var payloadFiles = map[string]string{
-	"kimage.target":         "usr/lib/systemd/system/kimage.target",
-	"containerd.service":    "usr/lib/systemd/system/containerd.service",
-	"kimage-images.service": "usr/lib/systemd/system/kimage-images.service",
-	"kimage-grow.service":   "usr/lib/systemd/system/kimage-grow.service",
-	"kubelet.service":       "usr/lib/systemd/system/kubelet.service",
-	"10-kubeadm.conf":       "usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf",
-	"containerd.toml":       "usr/share/kimage/containerd.toml",
-	"crictl.yaml":           "usr/share/kimage/crictl.yaml",
-	"modules.conf":          "usr/lib/modules-load.d/kimage.conf",
-	"sysctl.conf":           "usr/lib/sysctl.d/90-kimage.conf",
-	"tmpfiles.conf":         "usr/lib/tmpfiles.d/kimage.conf",
+	"kimage.target":           "usr/lib/systemd/system/kimage.target",
+	"containerd.service":      "usr/lib/systemd/system/containerd.service",
+	"kimage-images.service":   "usr/lib/systemd/system/kimage-images.service",
+	"kimage-grow.service":     "usr/lib/systemd/system/kimage-grow.service",
+	"kimage-balancer.service": "usr/lib/systemd/system/kimage-balancer.service",
+	"kubelet.service":         "usr/lib/systemd/system/kubelet.service",
+	"10-kubeadm.conf":         "usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf",
+	"containerd.toml":         "usr/share/kimage/containerd.toml",
+	"crictl.yaml":             "usr/share/kimage/crictl.yaml",
+	"modules.conf":            "usr/lib/modules-load.d/kimage.conf",
+	"sysctl.conf":             "usr/lib/sysctl.d/90-kimage.conf",
+	"tmpfiles.conf":           "usr/lib/tmpfiles.d/kimage.conf",
 }
 
 // payloadRoots are the only places a payload may touch: anything else would
@@ -82,7 +83,7 @@ func (b *Builder) payloadTree(set *components.Set, m manifest) (*tree.Tree, erro
 			return nil, err
 		}
 	}
-	for _, unit := range []string{"containerd", "kimage-images", "kimage-grow", "kubelet"} {
+	for _, unit := range []string{"containerd", "kimage-images", "kimage-grow", "kimage-balancer", "kubelet"} {
 		if err := t.Symlink("usr/lib/systemd/system/kimage.target.wants/"+unit+".service", "../"+unit+".service"); err != nil {
 			return nil, err
 		}

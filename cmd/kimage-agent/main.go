@@ -47,7 +47,7 @@ func newRoot() *cobra.Command {
 				}
 				return err
 			}},
-		newStatus())
+		newStatus(), newBalance())
 	return root
 }
 

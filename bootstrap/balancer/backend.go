@@ -1,0 +1,146 @@
+package balancer
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"time"
+)
+
+// The times of a probe. A backend that falls silent right after an answer is
+// asked again after interval, and found silent after timeout: 1.7 s. One that
+// fails at once is asked again every retry, until it has failed for patience:
+// 1.6 s.
+const (
+	interval = 500 * time.Millisecond
+	timeout  = 1200 * time.Millisecond
+	patience = time.Second
+	retry    = 100 * time.Millisecond
+	// grace is more than timeout: a probe that hung since before another backend
+	// became ready ends, and one more is asked, before anything is closed.
+	grace = 1500 * time.Millisecond
+	// late: a probe that ends this long after its deadline says that this machine
+	// stood still, not the backend.
+	late = 250 * time.Millisecond
+)
+
+// backend is one server and the connections placed on it. All fields but addr
+// and kick are under the balancer's mutex.
+type backend struct {
+	addr  string
+	kick  chan struct{} // asks for a probe now
+	state state
+	flows map[*flow]struct{}
+}
+
+// probeNow ends the pause between two probes.
+func (b *backend) probeNow() {
+	select {
+	case b.kick <- struct{}{}:
+	default: // it is asked for already
+	}
+}
+
+// watch probes one backend until ctx ends, or it is neither listed nor used.
+func (b *Balancer) watch(ctx context.Context, be *backend) {
+	defer b.running.Done()
+	p := &prober{addr: be.addr, path: b.config.Path, tls: b.config.TLS}
+	defer p.close()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-be.kick:
+		case <-timer.C:
+		}
+		began := time.Now()
+		h, why := p.probe(ctx, timeout)
+		if h != Ready && time.Since(began) > timeout+late {
+			began = time.Now()
+			h, why = p.probe(ctx, timeout)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		pause, done := b.record(be, h, why, began)
+		if done {
+			return
+		}
+		timer.Reset(pause)
+	}
+}
+
+// record takes in a probe's result and says when to ask again.
+func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (pause time.Duration, done bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !be.state.listed && len(be.flows) == 0 {
+		b.forget(be)
+		return 0, true
+	}
+	was := be.state
+	be.state = be.state.observe(h, began, time.Now())
+	if h != was.health {
+		b.logf("%s is %s%s", be.addr, h, why)
+	}
+	if be.state.ready != was.ready {
+		// What failed while nobody served may do so no longer, as after an election.
+		// What does after grace is given up.
+		for _, o := range b.backends {
+			if o != be && o.state.health != Ready {
+				o.probeNow()
+			}
+		}
+		b.giveUpAfter(grace)
+		b.giveUp(time.Now())
+	}
+	if h != Ready {
+		b.giveUp(time.Now())
+		if time.Since(be.state.failing) < 2*patience {
+			return retry, false
+		}
+	}
+	return b.untilNextTick(time.Now()), false
+}
+
+// untilNextTick is at most interval. All backends are asked at the same
+// instants, because waking up costs more than asking; other nodes have others,
+// or a master would be asked by all at once.
+func (b *Balancer) untilNextTick(now time.Time) time.Duration {
+	sum := sha256.Sum256([]byte(b.config.Seed))
+	phase := time.Duration(binary.BigEndian.Uint32(sum[:])) % interval
+	return interval - (time.Duration(now.UnixNano())+phase)%interval
+}
+
+// giveUpAfter looks again when what fails now had its time. A
+// timer that comes late says that this machine stood still: the probes' own
+// results count then.
+func (b *Balancer) giveUpAfter(d time.Duration) {
+	due := time.Now().Add(d)
+	time.AfterFunc(d, func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if now := time.Now(); !b.closed && now.Sub(due) < late {
+			b.giveUp(now)
+		}
+	})
+}
+
+// giveUp closes the connections of backends that are given up; b.mu is held.
+func (b *Balancer) giveUp(now time.Time) {
+	states := b.states()
+	for _, i := range givenUp(states, now, b.config.CutUnready) {
+		be := b.backends[i]
+		n := 0
+		for f := range be.flows {
+			if f.cut() {
+				n++
+			}
+		}
+		if n > 0 {
+			b.logf("%s is %s: closed its connections, %d", be.addr, be.state.health, n)
+		}
+	}
+}

@@ -1,0 +1,118 @@
+package balancer
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// Health is what the last probe of a backend found.
+type Health int
+
+const (
+	Unknown Health = iota // not asked yet
+	Ready                 // answered 200
+	Unready               // spoke TLS, and answered something else or nothing
+	Dead                  // no TLS: refused, silent, or the certificate of somebody else
+)
+
+func (h Health) String() string { return [...]string{"unknown", "ready", "not ready", "dead"}[h] }
+
+// state is what counts of one backend when a connection is placed or given up.
+type state struct {
+	health Health
+	listed bool // false: no longer a backend, it only keeps the connections that it has
+	first  bool // preferred whenever it is ready
+	conns  int  // connections placed on it, also those still being dialled
+	// answered is the end of the last probe that was answered with 200; ready that
+	// of the first since which there was one within every patience.
+	answered, ready time.Time
+	failing         time.Time // start of the first of the failed probes in a row
+	dead            time.Time // start of the first of the probes in a row that found it dead
+}
+
+// order lists the backends that a new connection tries, best first. Without a
+// ready one all are tried, those that speak TLS before the dead, and turn
+// moves on who begins: a probe can be wrong, and a refusal helps nobody.
+func order(backends []state, turn int) []int {
+	var ready, unready, dead []int
+	for i, b := range backends {
+		switch {
+		case !b.listed:
+		case b.health == Ready:
+			ready = append(ready, i)
+		case b.health == Dead:
+			dead = append(dead, i)
+		default:
+			unready = append(unready, i)
+		}
+	}
+	slices.SortStableFunc(ready, func(i, j int) int {
+		a, b := backends[i], backends[j]
+		if a.first != b.first {
+			if a.first {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a.conns, b.conns)
+	})
+	return slices.Concat(ready, rotate(unready, turn), rotate(dead, turn))
+}
+
+func rotate(list []int, turn int) []int {
+	if len(list) == 0 {
+		return nil
+	}
+	n := turn % len(list)
+	return slices.Concat(list[n:], list[:n])
+}
+
+// givenUp lists the backends whose connections are closed now: those that are
+// dead for patience while another serves. Without such another, closing gains
+// nothing: it may be this machine that is cut off, or stood still.
+//
+// An API server that merely is not ready keeps its connections, because it
+// ends them itself; a member of etcd without a leader (cutUnready) does not,
+// because its watches would be silent for as long as it is cut off. But while
+// a leader is elected no member serves, and after it not all begin at once:
+// therefore another must have served for grace.
+func givenUp(backends []state, now time.Time, cutUnready bool) (out []int) {
+	serving, steady := false, false
+	for _, b := range backends {
+		if b.listed && b.health == Ready && now.Sub(b.answered) <= patience {
+			serving = true
+			steady = steady || now.Sub(b.ready) >= grace
+		}
+	}
+	over := func(since time.Time) bool { return !since.IsZero() && now.Sub(since) >= patience }
+	for i, b := range backends {
+		leaderless := steady && (cutUnready || !b.listed) && over(b.failing)
+		if b.conns > 0 && (serving && over(b.dead) || leaderless) {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// observe is the state after one more probe. A failure counts from its
+// beginning and a success from its end: a probe that hung through an election
+// says nothing about the time before its answer.
+func (s state) observe(h Health, began, ended time.Time) state {
+	if h == Ready {
+		if s.health != Ready || ended.Sub(s.answered) > patience {
+			s.ready = ended
+		}
+		s.answered = ended
+		s.failing = time.Time{}
+	} else if s.failing.IsZero() {
+		s.failing = began
+	}
+	if h != Dead {
+		s.dead = time.Time{}
+	} else if s.dead.IsZero() {
+		s.dead = began
+	}
+	s.health = h
+	return s
+}

@@ -1,0 +1,146 @@
+package balancer
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// maxAnswerBytes is more than any answer to a probe has; a longer one ends the
+// connection, not the balancer's memory.
+const maxAnswerBytes = 64 << 10
+
+// prober asks one backend whether it is ready. It keeps its connection: a TLS
+// handshake per second and node would be most of what a master does.
+type prober struct {
+	addr string // HOST:PORT; the certificate must carry HOST
+	path string
+	tls  func() *tls.Config
+	conn *tls.Conn // nil: none is open
+	r    *bufio.Reader
+}
+
+// probe takes at most timeout. The connection that is kept has half of it for
+// itself; after that a second one finds out whether the backend still speaks
+// TLS, and an answer on either counts. The string is empty or ": " and why the
+// backend is not ready.
+func (p *prober) probe(ctx context.Context, timeout time.Duration) (Health, string) {
+	deadline := time.Now().Add(timeout)
+	kept, r := p.conn, p.r
+	if kept != nil {
+		h, why, err := p.ask(kept, r, time.Now().Add(timeout/2))
+		if err == nil {
+			return h, why
+		}
+		if ne, ok := err.(net.Error); !ok || !ne.Timeout() {
+			kept.Close() // the backend ended it, as it may at any time
+			kept = nil
+		} else {
+			defer kept.Close()
+		}
+	}
+	p.conn, p.r = nil, nil
+	fresh, err := p.connect(ctx, deadline)
+	if err != nil {
+		if kept != nil {
+			if h, why, late := p.await(kept, r, time.Now().Add(time.Millisecond)); late == nil {
+				return h, why
+			}
+		}
+		return Dead, ": " + err.Error()
+	}
+	fr := bufio.NewReader(fresh)
+	h, why, err := p.ask(fresh, fr, deadline)
+	if err == nil {
+		p.conn, p.r = fresh, fr
+		return h, why
+	}
+	fresh.Close()
+	if kept != nil {
+		if h, why, late := p.await(kept, r, time.Now().Add(time.Millisecond)); late == nil {
+			return h, why
+		}
+	}
+	return Unready, fmt.Sprintf(": no answer to GET %s: %v", p.path, err)
+}
+
+func (p *prober) connect(ctx context.Context, deadline time.Time) (*tls.Conn, error) {
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	raw, err := new(net.Dialer).DialContext(ctx, "tcp", p.addr)
+	if err != nil {
+		return nil, err
+	}
+	config := p.tls().Clone()
+	config.ServerName, _, _ = net.SplitHostPort(p.addr)
+	conn := tls.Client(raw, config)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, fmt.Errorf("TLS with %s: %w", p.addr, err)
+	}
+	return conn, nil
+}
+
+// ask sends the question and awaits its answer.
+func (p *prober) ask(conn *tls.Conn, r *bufio.Reader, deadline time.Time) (Health, string, error) {
+	if err := conn.SetDeadline(deadline); err != nil {
+		return Unknown, "", err
+	}
+	if _, err := io.WriteString(conn, "GET "+p.path+" HTTP/1.1\r\nHost: "+p.addr+"\r\nUser-Agent: kimage-balancer\r\n\r\n"); err != nil {
+		return Unknown, "", err
+	}
+	return p.await(conn, r, deadline)
+}
+
+// await reads an answer. After a timeout before its first byte it can be
+// called again.
+func (p *prober) await(conn *tls.Conn, r *bufio.Reader, deadline time.Time) (Health, string, error) {
+	if err := conn.SetReadDeadline(deadline); err != nil {
+		return Unknown, "", err
+	}
+	if _, err := r.Peek(1); err != nil {
+		return Unknown, "", err
+	}
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		return Unknown, "", err
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes))
+	if err != nil {
+		return Unknown, "", err
+	}
+	if resp.Close || len(body) == maxAnswerBytes {
+		conn.Close() // the next question finds it closed and dials again
+	}
+	if resp.StatusCode == http.StatusOK {
+		return Ready, "", nil
+	}
+	return Unready, ": " + resp.Status + failedChecks(body), nil
+}
+
+// failedChecks are the lines of an answer that name what failed, as both the
+// API server and etcd mark them.
+func failedChecks(body []byte) string {
+	var out []string
+	for line := range strings.Lines(string(body)) {
+		if line = strings.TrimSpace(line); strings.HasPrefix(line, "[-]") && len(out) < 3 {
+			out = append(out, line[:min(len(line), 120)])
+		}
+	}
+	if len(out) == 0 {
+		return ""
+	}
+	return ": " + strings.Join(out, ", ")
+}
+
+func (p *prober) close() {
+	if p.conn != nil {
+		p.conn.Close()
+	}
+}
