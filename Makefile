@@ -29,7 +29,7 @@ bin/kimage: $(AGENT) $(shell find images cmd/kimage -type f) $(SOURCES)
 
 # What tests and bakes call; doctor names the same for people.
 PACKAGES := e2fsprogs squashfs-tools mmdebstrap debian-archive-keyring dosfstools mtools gcc libc6-dev pkg-config libseccomp-dev \
-	qemu-system-x86 qemu-utils ovmf gdisk cryptsetup-bin xz-utils zstd bzip2 util-linux shellcheck systemd-container
+	qemu-system-x86 qemu-utils ovmf gdisk cryptsetup-bin xz-utils zstd bzip2 util-linux shellcheck systemd-container spin iproute2
 
 deps:
 	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>&1 | grep -v '^installed ' || true); \
@@ -45,7 +45,7 @@ lint:
 	shellcheck images/files/activation/activate images/files/activation/start .ci/run
 
 quick: $(AGENT) lint
-	$(GO) test $$($(GO) list ./... | grep -v cmd/kimage$$)
+	$(GO) test -short $$($(GO) list ./... | grep -v cmd/kimage$$)
 
 test: deps build lint
 	$(GO) test -timeout 40m ./...
