@@ -132,8 +132,10 @@ func (d *stateDisk) load() (Facts, error) {
 		}
 	}
 	var err error
-	f.Data, err = d.data(f.Incarnation.ID)
-	return f, err
+	if f.Data, err = d.data(f.Incarnation.ID); err != nil {
+		return Facts{}, err
+	}
+	return f, nil
 }
 
 // data says whether the incarnation's data is there. All that it does not know

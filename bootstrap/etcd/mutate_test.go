@@ -38,6 +38,11 @@ func TestMutationsAreCaught(t *testing.T) {
 			{"member.go", "	m.writes++\n	return m.disk.save(", "	m.writes++\n	if file == recordFile {\n		content, m.later = m.later, content\n		if content == nil {\n			return nil\n		}\n	}\n	return m.disk.save("},
 			{"member.go", "	if own := s.Facts.Incarnation; own.ID", "	if rec, ok := m.later.(Record); ok {\n		s.Facts.Record = &rec\n	}\n	if own := s.Facts.Incarnation; own.ID"},
 		}, "TestSchedules", "S1: |L1: "},
+		{"record told before it is synced", []edit{
+			{"facts.go", "atomicfile.Write(filepath.Join(d.dir, factsDir, file)", "os.WriteFile(filepath.Join(d.dir, factsDir, file)"},
+			{"facts.go", "	\"github.com/kimage-project/kimage/pkg/atomicfile\"\n", ""},
+			{"facts.go", "	return atomicfile.SyncDir(all)", "	return syncPath(all)"},
+		}, "TestToldIsDurable", "not synced before it is told"},
 		{"a cached answer counts", []edit{
 			{"decide.go", "a.Err == \"\" && a.AskedAfter == s.Writes", "a.Err == \"\""},
 		}, "TestAllSchedulesOfTwo", "S1: |L1: "},
