@@ -7,6 +7,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"slices"
@@ -125,7 +127,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Handler: a.handler(), ReadTimeout: time.Minute, WriteTimeout: time.Minute}
+	server := &http.Server{Handler: a.handler(), ReadTimeout: time.Minute, WriteTimeout: time.Minute,
+		ErrorLog: log.New(io.Discard, "", 0)} // of strangers; a member's agent says itself why it is refused
 	served := make(chan error, 1)
 	go func() {
 		served <- server.Serve(tls.NewListener(ln, a.trust.config(x509.ExtKeyUsageClientAuth, func(string) error { return nil })))

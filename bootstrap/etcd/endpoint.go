@@ -161,7 +161,8 @@ func (c *client) ask(ctx context.Context, to nodeconf.Member, q Question) (Statu
 }
 
 // handler answers other agents. Who may ask is a member of the own roster, or
-// of the one that it brings: that is how a newer roster gets here.
+// of the one that it brings: that is how a newer roster gets here. Only the own
+// roster's members may propose.
 func (a *Agent) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+questionPath, func(w http.ResponseWriter, r *http.Request) {
@@ -200,7 +201,7 @@ func (a *Agent) answer(name string, q Question) (Status, error) {
 		return Status{}, fmt.Errorf("%s is no etcd member of the roster", name)
 	}
 	a.offer(q.Roster)
-	if q.Record == nil {
+	if q.Record == nil || !slices.ContainsFunc(s.Roster.Members, member) {
 		return s.tell(a.cfg.Cluster.UID), nil
 	}
 	st, err := a.member.accept(*q.Record)

@@ -96,6 +96,7 @@ func (d *stateDisk) prepare() error {
 			return err
 		}
 	}
+	atomicfile.Sweep(filepath.Join(d.dir, factsDir))
 	d.prepared = true
 	return nil
 }
