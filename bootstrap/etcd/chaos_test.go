@@ -74,7 +74,8 @@ type chaosMachine struct {
 	agent *exec.Cmd
 	gone  chan struct{} // closed when the agent has ended
 	away  bool          // KIMAGE is not mounted
-	armed bool          // power is cut in the next first moments of etcd
+	armed bool          // power is cut in the first moments of the next etcd
+	old   int           // the etcd that ran when that was said
 }
 
 // chaos is one schedule.
@@ -277,8 +278,7 @@ func (c *chaos) fault() {
 		os.WriteFile(filepath.Join(m.Dir, "clock"), []byte(jump), 0o600)
 		c.later(func() { os.Remove(filepath.Join(m.Dir, "clock")) })
 	case x < 94:
-		c.note("%s: power will be cut in etcd's first moments", m.Name)
-		m.armed = true
+		c.arm(m)
 	default:
 		if !m.away {
 			c.note("%s: boots without KIMAGE", m.Name)
@@ -290,6 +290,12 @@ func (c *chaos) fault() {
 			c.later(func() { c.mount(m) })
 		}
 	}
+}
+
+// arm cuts a machine's power in the first 100 ms of the next etcd there.
+func (c *chaos) arm(m *chaosMachine) {
+	c.note("%s: power will be cut in etcd's first moments", m.Name)
+	m.armed, m.old = true, etcdOf(m.state())
 }
 
 // mount gives a machine its disk back, with another boot.
@@ -325,7 +331,7 @@ func (c *chaos) wait(d time.Duration) {
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		for _, m := range c.machines {
 			if m.armed {
-				if etcdOf(m.state()) != 0 {
+				if pid := etcdOf(m.state()); pid != 0 && pid != m.old {
 					m.armed = false
 					c.cuts++
 					time.Sleep(time.Duration(c.r.IntN(100)) * time.Millisecond)
@@ -436,6 +442,9 @@ func TestChaos(t *testing.T) {
 
 func (c *chaos) run() {
 	for _, m := range c.r.Perm(3) {
+		if c.r.IntN(3) == 0 {
+			c.arm(c.machines[m])
+		}
 		c.boot(c.machines[m])
 		time.Sleep(time.Duration(c.r.IntN(300)) * time.Millisecond)
 	}
