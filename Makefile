@@ -5,6 +5,7 @@
 #   make quick      units only, a minute
 #   make image      bake Debian 13 with Kubernetes into out/
 #   make e2e        the stories of CI that boot what was baked; RUN=name for one
+#   make chaos      founding on real etcd in network namespaces: 200 random schedules; SEED=n for one, chaos-short for 12
 #   make bench      speed and memory, as ratios in one run
 #   make fuzz       the readers of hostile input, five minutes each (FUZZTIME=1m)
 #
@@ -15,7 +16,7 @@ GO := go
 AGENT := cmd/kimage/agent/kimage-agent-amd64
 SOURCES := $(shell find bootstrap cmd/kimage-agent pkg -name '*.go' -not -name '*_test.go') go.mod go.sum
 
-.PHONY: all build deps image test quick e2e bench fuzz lint clean
+.PHONY: all build deps image test quick e2e chaos chaos-short bench fuzz lint clean
 
 all: build
 
@@ -29,7 +30,7 @@ bin/kimage: $(AGENT) $(shell find images cmd/kimage -type f) $(SOURCES)
 
 # What tests and bakes call; doctor names the same for people.
 PACKAGES := e2fsprogs squashfs-tools mmdebstrap debian-archive-keyring dosfstools mtools gcc libc6-dev pkg-config libseccomp-dev \
-	xorriso libblkid-dev policycoreutils python3-jsonschema python3-yaml openssl qemu-system-x86 qemu-utils ovmf gdisk cryptsetup-bin xz-utils zstd bzip2 util-linux shellcheck systemd-container
+	xorriso libblkid-dev policycoreutils python3-jsonschema python3-yaml openssl qemu-system-x86 qemu-utils ovmf gdisk cryptsetup-bin xz-utils zstd bzip2 util-linux shellcheck systemd-container spin iproute2 strace
 
 deps:
 	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>&1 | grep -v '^installed ' || true); \
@@ -42,18 +43,28 @@ lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./e2e
+	$(GO) vet -tags chaos ./bootstrap/etcd
 	shellcheck images/files/activation/activate images/files/activation/start .ci/run e2e/bench.sh
 
 quick: $(AGENT) lint
-	$(GO) test $$($(GO) list ./... | grep -v cmd/kimage$$)
+	$(GO) test -short $$($(GO) list ./... | grep -v cmd/kimage$$)
 
 test: deps build lint
 	$(GO) test -timeout 40m ./...
+	$(MAKE) chaos-short
 	$(MAKE) e2e
 
 RUN ?= .
 e2e: deps build
 	$(GO) test -tags e2e -count=1 -v -timeout 60m -run '$(RUN)' ./e2e
+
+SEED ?= 0
+CHAOS := $(GO) test -tags chaos -count=1 -v -run TestChaos -parallel 3 -timeout 60m ./bootstrap/etcd -seed $(SEED)
+chaos: deps
+	$(CHAOS) -chaos 200
+
+chaos-short: deps
+	$(CHAOS) -chaos 12
 
 bench: deps build
 	bash e2e/bench.sh

@@ -1,0 +1,361 @@
+package etcd
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+)
+
+// Config is what founding needs to know of its machine.
+type Config struct {
+	Name    string                // of the node, as in the roster
+	Address string                // the node's own; empty is an error
+	Cluster nodeconf.Cluster      // UID, the key of rosters, and the earliest time
+	Roster  nodeconf.SignedRoster // what first boot wrote
+	State   string                // directory on KIMAGE; empty is an error
+	PKI     string                // empty: nodeconf.PKIDir
+	Etcdutl string                // program; empty: etcdutl
+
+	Heartbeat time.Duration // of etcd, the same on all members; 0: half a second
+	Election  time.Duration // of etcd, the same on all members; 0: five seconds
+	Interval  time.Duration // between looks while something is awaited; 0: a second
+	Settled   time.Duration // between looks while etcd runs; 0: ten seconds
+	Timeout   time.Duration // of one question; 0: five seconds
+
+	// Mounted says why State must not be believed; no error: KIMAGE is mounted there.
+	Mounted func() error
+	// Running says whether etcd's process runs.
+	Running func(context.Context) (bool, error)
+	// Start starts etcd; on one that runs already it does nothing.
+	Start func(context.Context, Launch) error
+	// Halt stops etcd and returns when it has ended.
+	Halt func(context.Context) error
+
+	Now    func() time.Time     // nil: time.Now
+	Report func(Action)         // each decision that differs from the last; nil: only logged
+	Logf   func(string, ...any) // nil: nowhere
+}
+
+// Agent founds etcd on one machine and keeps its data and its roster.
+type Agent struct {
+	cfg    Config
+	member *member
+	trust  *trust
+	ask    func(context.Context, nodeconf.Member, Question) (Status, error)
+	make   func(context.Context, Record) (string, error)
+	woken  chan struct{}
+
+	mu      sync.Mutex
+	answers map[string]Answer
+	offers  []nodeconf.SignedRoster // not yet looked at
+	last    Action
+}
+
+// New checks the config and reads the certificates; it touches no state.
+func New(cfg Config) (*Agent, error) {
+	switch {
+	case cfg.Name == "" || cfg.State == "" || cfg.Cluster.UID == "":
+		return nil, errors.New("BUG: founding without a name, a state directory or a cluster")
+	case net.ParseIP(cfg.Address) == nil:
+		return nil, fmt.Errorf("%s is not this node's address: etcd members have a fixed one in the cluster file", cfg.Address)
+	case cfg.Mounted == nil || cfg.Running == nil || cfg.Start == nil || cfg.Halt == nil:
+		return nil, errors.New("BUG: founding without Mounted, Running, Start or Halt")
+	}
+	fill(&cfg.PKI, nodeconf.PKIDir)
+	fill(&cfg.Etcdutl, "etcdutl")
+	fill(&cfg.Heartbeat, defaultHeartbeat)
+	fill(&cfg.Election, defaultElection)
+	fill(&cfg.Interval, time.Second)
+	fill(&cfg.Settled, 10*time.Second)
+	fill(&cfg.Timeout, 5*time.Second)
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logf == nil {
+		cfg.Logf = func(string, ...any) {}
+	}
+	t, err := loadTrust(cfg.PKI, cfg.Now, cfg.Cluster.Issued)
+	if err != nil {
+		return nil, err
+	}
+	a := newAgent(cfg, &stateDisk{dir: cfg.State, mounted: cfg.Mounted})
+	a.trust = t
+	a.ask = newClient(t, cfg.Cluster.UID, AgentPort, cfg.Timeout).ask
+	a.make = a.restore
+	return a, nil
+}
+
+func fill[T comparable](field *T, def T) {
+	var zero T
+	if *field == zero {
+		*field = def
+	}
+}
+
+// newAgent is New without files and network.
+func newAgent(cfg Config, d disk) *Agent {
+	return &Agent{
+		cfg: cfg,
+		member: &member{name: cfg.Name, uid: cfg.Cluster.UID, disk: d,
+			random: func() string { return strings.ToLower(rand.Text()) },
+			open: func(s nodeconf.SignedRoster) (nodeconf.Roster, error) {
+				return s.Open(cfg.Cluster.RosterKey, cfg.Cluster.UID)
+			}},
+		woken:   make(chan struct{}, 1),
+		answers: map[string]Answer{},
+		offers:  []nodeconf.SignedRoster{cfg.Roster},
+	}
+}
+
+// Run answers the other agents and founds, until ctx ends.
+func (a *Agent) Run(ctx context.Context) error {
+	ln, err := a.listen(ctx)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Handler: a.handler(), ReadTimeout: time.Minute, WriteTimeout: time.Minute,
+		ErrorLog: log.New(io.Discard, "", 0)} // of strangers; a member's agent says itself why it is refused
+	served := make(chan error, 1)
+	go func() {
+		served <- server.Serve(tls.NewListener(ln, a.trust.config(x509.ExtKeyUsageClientAuth, func(string) error { return nil })))
+	}()
+	defer server.Close()
+	for counted := false; ; {
+		if !counted {
+			counted = a.member.count() == nil
+		}
+		act := a.round(ctx)
+		pause := a.cfg.Interval
+		switch act.Do {
+		case Keep:
+			pause = a.cfg.Settled
+		case TakeRoster, Renew, Hold, Found, SetAside:
+			pause = 0
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-served:
+			return err
+		case <-a.woken:
+		case <-time.After(pause):
+		}
+	}
+}
+
+// listen waits for the node's address. The port is also what keeps a second
+// agent from the same state: the order of writes is known to one process only.
+func (a *Agent) listen(ctx context.Context) (net.Listener, error) {
+	for {
+		ln, err := net.Listen("tcp", net.JoinHostPort(a.cfg.Address, strconv.Itoa(AgentPort)))
+		if err == nil {
+			return ln, nil
+		}
+		a.report(Action{Do: Wait, Why: err.Error()})
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(a.cfg.Interval):
+		}
+	}
+}
+
+// round is one look, decision and step.
+func (a *Agent) round(ctx context.Context) Action {
+	a.askAll(ctx)
+	s := a.observe(ctx)
+	act := Decide(s)
+	a.report(act)
+	if err := a.apply(ctx, s, act); err != nil && !errors.Is(err, errMoved) && ctx.Err() == nil {
+		act = Action{Do: Wait, Why: err.Error()}
+		a.report(act)
+	}
+	return act
+}
+
+// askAll asks every other member and waits for the answers.
+func (a *Agent) askAll(ctx context.Context) {
+	s := a.member.observe()
+	if s.Facts.Roster == nil {
+		return
+	}
+	var wg sync.WaitGroup
+	for _, m := range s.Roster.Members {
+		if m.Name != a.cfg.Name {
+			wg.Go(func() { a.askOne(ctx, m, s, nil) })
+		}
+	}
+	wg.Wait()
+}
+
+// askOne asks one member, and hears the answer.
+func (a *Agent) askOne(ctx context.Context, m nodeconf.Member, s State, rec *Record) {
+	st, err := a.ask(ctx, m, Question{ClusterUID: a.cfg.Cluster.UID, Roster: *s.Facts.Roster, Record: rec})
+	answer := Answer{AskedAfter: s.Writes, Status: st}
+	if err != nil {
+		answer.Err = err.Error()
+	}
+	a.hear(m.Name, answer)
+}
+
+// hear keeps an answer.
+func (a *Agent) hear(name string, answer Answer) {
+	a.mu.Lock()
+	a.answers[name] = answer
+	a.mu.Unlock()
+	if answer.Status.Roster != nil {
+		a.offer(*answer.Status.Roster)
+	}
+}
+
+// offer keeps a roster to be looked at.
+func (a *Agent) offer(r nodeconf.SignedRoster) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, o := range a.offers {
+		if o.Digest() == r.Digest() {
+			return
+		}
+	}
+	a.offers = append(a.offers, r)
+}
+
+// wake ends the pause between two rounds.
+func (a *Agent) wake() {
+	select {
+	case a.woken <- struct{}{}:
+	default:
+	}
+}
+
+// observe is the state that is decided on.
+func (a *Agent) observe(ctx context.Context) State {
+	s := a.member.observe()
+	if s.Unknown != "" {
+		return s
+	}
+	if s.Facts.Data {
+		var err error
+		if s.Running, err = a.cfg.Running(ctx); err != nil {
+			s.Unknown = err.Error()
+			return s
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s.Answers = map[string]Answer{}
+	for name, answer := range a.answers {
+		s.Answers[name] = answer
+	}
+	s.Offer, s.Refused = a.highest(s)
+	return s
+}
+
+// highest looks at the rosters that were heard of. Those that are not higher
+// are forgotten; one that contradicts the own one is kept, to be complained of.
+func (a *Agent) highest(s State) (offer *nodeconf.SignedRoster, refused string) {
+	best, kept := s.Roster, a.offers[:0]
+	for _, o := range a.offers {
+		r, err := a.member.open(o)
+		if err != nil {
+			refused = err.Error()
+			if o.Digest() == a.cfg.Roster.Digest() {
+				kept = append(kept, o) // the own config is wrong; say so at every look
+			}
+			continue
+		}
+		newer, err := r.Newer(best)
+		if err != nil {
+			refused = err.Error()
+			kept = append(kept, o)
+		}
+		if newer {
+			best, offer = r, &o
+			kept = append(kept, o)
+		}
+	}
+	a.offers = kept
+	return offer, refused
+}
+
+// apply does what was decided, if nothing was written since.
+func (a *Agent) apply(ctx context.Context, s State, act Action) error {
+	switch act.Do {
+	case Stop, Wait, Keep:
+		return nil
+	case TakeRoster:
+		return a.member.takeRoster(s, act.Roster)
+	case Renew:
+		return a.member.renew(s)
+	case Hold:
+		return a.member.hold(s, act.Record)
+	case Propose:
+		a.propose(ctx, s, act)
+		return nil
+	case Found:
+		return a.member.found(ctx, s, act.Record, a.make)
+	case SetAside:
+		if err := a.cfg.Halt(ctx); err != nil {
+			return err
+		}
+		return a.member.setAside(s)
+	case Start:
+		if err := a.member.started(s); err != nil {
+			return err
+		}
+		return a.cfg.Start(ctx, a.cfg.launch(s.Facts.Incarnation.ID, s.peerURL()))
+	}
+	return fmt.Errorf("BUG: no way to do %q", act.Do)
+}
+
+// peerURL is where the own etcd listens: as the cluster knows it.
+func (s State) peerURL() string {
+	if rec := s.Facts.held(s.Self); rec != nil {
+		return rec.peerURL(s.Self)
+	}
+	for _, m := range s.Roster.Members {
+		if m.Name == s.Self {
+			return m.PeerURL
+		}
+	}
+	return ""
+}
+
+// propose sends a record to those that do not hold it.
+func (a *Agent) propose(ctx context.Context, s State, act Action) {
+	for _, m := range s.Roster.Members {
+		if slices.Contains(act.To, m.Name) {
+			a.askOne(ctx, m, s, &act.Record)
+		}
+	}
+	a.wake()
+}
+
+// report tells of a decision that differs from the last.
+func (a *Agent) report(act Action) {
+	a.mu.Lock()
+	same := a.last.Do == act.Do && a.last.Why == act.Why
+	a.last = act
+	a.mu.Unlock()
+	if same {
+		return
+	}
+	a.cfg.Logf("etcd: %s: %s", act.Do, act.Why)
+	if a.cfg.Report != nil {
+		a.cfg.Report(act)
+	}
+}

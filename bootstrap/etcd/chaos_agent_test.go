@@ -1,0 +1,122 @@
+//go:build chaos
+
+package etcd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+)
+
+// chaosNode is what an agent process of the test is told.
+type chaosNode struct {
+	Name, Address string
+	Dir           string // the machine: disk/, said, clock, etcd.log, pki/
+	Cluster       nodeconf.Cluster
+	Roster        nodeconf.SignedRoster
+	Etcd, Etcdutl string
+}
+
+func (n chaosNode) disk() string  { return filepath.Join(n.Dir, "disk") }
+func (n chaosNode) state() string { return filepath.Join(n.Dir, "disk", "state") }
+
+// isKIMAGE is the file that a directory has if it is "mounted".
+const isKIMAGE = "this is KIMAGE"
+
+// TestMain: the test program is also the agent, so that it can be killed.
+func TestMain(m *testing.M) {
+	file := os.Getenv("KIMAGE_CHAOS_AGENT")
+	if file == "" {
+		os.Exit(m.Run())
+	}
+	log.SetFlags(log.Ltime | log.Lmicroseconds)
+	var n chaosNode
+	data, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(data, &n)
+	}
+	if err == nil {
+		err = n.run(context.Background())
+	}
+	log.Fatal(err)
+}
+
+// run is the agent. etcd outlives it, as a unit of systemd's does.
+func (n chaosNode) run(ctx context.Context) error {
+	a, err := New(Config{
+		Name: n.Name, Address: n.Address, Cluster: n.Cluster, Roster: n.Roster, State: n.state(), PKI: filepath.Join(n.Dir, "pki"), Etcdutl: n.Etcdutl,
+		Heartbeat: 200 * time.Millisecond, Election: 2 * time.Second,
+		Interval: 100 * time.Millisecond, Settled: 300 * time.Millisecond, Timeout: time.Second,
+		Mounted: func() error {
+			if _, err := os.Stat(filepath.Join(n.disk(), isKIMAGE)); err != nil {
+				return errors.New("KIMAGE is not mounted")
+			}
+			return nil
+		},
+		Running: func(context.Context) (bool, error) { return etcdOf(n.state()) != 0, nil },
+		Start:   n.start,
+		Halt: func(ctx context.Context) error {
+			for ; etcdOf(n.state()) != 0 && ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
+				syscall.Kill(etcdOf(n.state()), syscall.SIGTERM)
+			}
+			return ctx.Err()
+		},
+		Now: func() time.Time {
+			jump, _ := os.ReadFile(filepath.Join(n.Dir, "clock"))
+			d, _ := time.ParseDuration(strings.TrimSpace(string(jump)))
+			return time.Now().Add(d)
+		},
+		Report: func(act Action) {
+			os.WriteFile(filepath.Join(n.Dir, "said.new"), fmt.Appendf(nil, "%s: %s", act.Do, act.Why), 0o600)
+			os.Rename(filepath.Join(n.Dir, "said.new"), filepath.Join(n.Dir, "said"))
+		},
+		Logf: log.Printf,
+	})
+	if err != nil {
+		return err
+	}
+	return a.Run(ctx)
+}
+
+func (n chaosNode) start(_ context.Context, l Launch) error {
+	if etcdOf(n.state()) != 0 {
+		return nil
+	}
+	out, err := os.OpenFile(filepath.Join(n.Dir, "etcd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	cmd := exec.Command(n.Etcd, l.Argv...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	go cmd.Wait()
+	return nil
+}
+
+// etcdOf finds the etcd process that works below a state directory; 0: none.
+func etcdOf(state string) int {
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range all {
+		if line, _ := os.ReadFile(p); strings.Contains(string(line), "\x00--data-dir="+state+"/") {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+			return pid
+		}
+	}
+	return 0
+}

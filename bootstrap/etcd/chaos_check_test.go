@@ -1,0 +1,119 @@
+//go:build chaos
+
+package etcd
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// walIDs reads member and cluster ID from the first log file of a data
+// directory: frames of an 8-byte length and a Record{1: type, 2: crc, 3: data};
+// the one of type 1 holds Metadata{1: NodeID, 2: ClusterID}.
+func walIDs(dir string) (member, cluster uint64, err error) {
+	logs, err := filepath.Glob(filepath.Join(dir, "member", "wal", "*.wal"))
+	if err != nil || len(logs) == 0 {
+		return 0, 0, fmt.Errorf("no log in %s", dir)
+	}
+	slices.Sort(logs)
+	data, err := os.ReadFile(logs[0])
+	if err != nil {
+		return 0, 0, err
+	}
+	for len(data) >= 8 {
+		length := binary.LittleEndian.Uint64(data)
+		size, pad := length&(1<<56-1), uint64(0)
+		if length>>63 != 0 {
+			pad = length >> 56 & 7
+		}
+		if size == 0 || 8+size+pad > uint64(len(data)) {
+			break
+		}
+		record := protobuf(data[8 : 8+size])
+		if record.number[1] == 1 {
+			meta := protobuf(record.bytes[3])
+			return meta.number[1], meta.number[2], nil
+		}
+		data = data[8+size+pad:]
+	}
+	return 0, 0, fmt.Errorf("no metadata in %s", logs[0])
+}
+
+// message is a protobuf message of numbers and bytes.
+type message struct {
+	number map[int]uint64
+	bytes  map[int][]byte
+}
+
+func protobuf(data []byte) message {
+	m := message{map[int]uint64{}, map[int][]byte{}}
+	for len(data) > 0 {
+		key, n := binary.Uvarint(data)
+		if n <= 0 {
+			break
+		}
+		data = data[n:]
+		v, n := binary.Uvarint(data)
+		if n <= 0 {
+			break
+		}
+		data = data[n:]
+		if key&7 == 2 {
+			if v > uint64(len(data)) {
+				break
+			}
+			m.bytes[int(key>>3)], data = data[:v], data[v:]
+		} else {
+			m.number[int(key>>3)] = v
+		}
+	}
+	return m
+}
+
+// checker remembers every data directory that was ever seen.
+type checker struct {
+	incarnation map[uint64]string // of a member ID
+	member      map[string]uint64 // of an incarnation
+	seen        int
+}
+
+// look reads the data of all machines: one cluster ID among those that are
+// there, and no member ID in two incarnations, whenever they were.
+func (c *checker) look(machines []*chaosMachine) error {
+	clusters := map[uint64][]string{}
+	for _, m := range machines {
+		entries, _ := filepath.Glob(filepath.Join(m.state(), dataDir, "*"))
+		if m.away {
+			entries, _ = filepath.Glob(filepath.Join(m.Dir, "disk.away", "state", dataDir, "*"))
+		}
+		for _, dir := range entries {
+			name := filepath.Base(dir)
+			if strings.HasSuffix(name, partial) {
+				continue
+			}
+			member, cluster, err := walIDs(dir)
+			if err != nil {
+				return fmt.Errorf("data of %s: %w", m.Name, err)
+			}
+			if o := c.incarnation[member]; o != "" && o != name {
+				return fmt.Errorf("S2: member ID %x of incarnations %s and %s", member, o, name)
+			}
+			if o, ok := c.member[name]; ok && o != member {
+				return fmt.Errorf("S2: incarnation %s with member IDs %x and %x", name, o, member)
+			}
+			if _, ok := c.member[name]; !ok {
+				c.seen++
+			}
+			c.incarnation[member], c.member[name] = name, member
+			clusters[cluster] = append(clusters[cluster], m.Name)
+		}
+	}
+	if len(clusters) > 1 {
+		return fmt.Errorf("S1: data of several clusters: %x", clusters)
+	}
+	return nil
+}

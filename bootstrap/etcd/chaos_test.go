@@ -1,0 +1,478 @@
+//go:build chaos
+
+package etcd
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+	"github.com/kimage-project/kimage/pkg/gobuild"
+	"github.com/kimage-project/kimage/pkg/run"
+)
+
+var chaosSchedules = flag.Int("chaos", 12, "how many schedules on real etcd; -seed N: that one only")
+
+const etcdVersion = "v3.7.3"
+
+// programs builds etcd, etcdutl and etcdctl once, from the module proxy.
+func programs(t *testing.T) (etcd, etcdutl, etcdctl string) {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "kimage-test", "etcd-"+etcdVersion)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for name, module := range map[string]string{"etcd": "server", "etcdutl": "etcdutl", "etcdctl": "etcdctl"} {
+		file := filepath.Join(dir, name)
+		if _, err := os.Stat(file); err != nil {
+			t.Logf("building %s %s", name, etcdVersion)
+			module := "go.etcd.io/etcd/" + module + "/v3"
+			tmp := filepath.Join(t.TempDir(), name)
+			if err := (gobuild.Build{Module: module, Version: etcdVersion, Package: module}).Run(t.Context(), t.TempDir(), tmp); err != nil {
+				t.Fatal(err)
+			}
+			data, err := os.ReadFile(tmp)
+			if err == nil {
+				err = os.WriteFile(file+".new", data, 0o755)
+			}
+			if err == nil {
+				err = os.Rename(file+".new", file)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		out = append(out, file)
+	}
+	slices.Sort(out)
+	return out[0], out[2], out[1]
+}
+
+// chaosMachine is a machine, with the agent that is running on it.
+type chaosMachine struct {
+	chaosNode
+	ns    string
+	agent *exec.Cmd
+	gone  chan struct{} // closed when the agent has ended
+	away  bool          // KIMAGE is not mounted
+	armed bool          // power is cut in the first moments of the next etcd
+	old   int           // the etcd that ran when that was said
+}
+
+// chaos is one schedule.
+type chaos struct {
+	t        *testing.T
+	r        *rand.Rand
+	ns       string // of the switch; the machines' begin with it
+	machines []*chaosMachine
+	etcdctl  string
+	check    checker
+	lost     int // disks and data that may still be lost
+	cuts     int // of power, in etcd's first moments
+	log      []string
+	undo     []func()
+}
+
+func (c *chaos) note(format string, args ...any) {
+	c.log = append(c.log, time.Now().Format("05.000 ")+fmt.Sprintf(format, args...))
+}
+
+// ip runs an ip command, for the network namespaces of this schedule only.
+func (c *chaos) ip(args ...string) error {
+	return run.Run(context.Background(), run.Cmd{Argv: append([]string{"ip"}, args...)})
+}
+
+func (c *chaos) must(err error) {
+	c.t.Helper()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func newChaos(t *testing.T, seed uint64, etcd, etcdutl, etcdctl string) *chaos {
+	c := &chaos{t: t, r: rand.New(rand.NewPCG(seed, 2)), ns: fmt.Sprintf("kimage-%d-%d", os.Getpid(), seed), etcdctl: etcdctl,
+		check: checker{incarnation: map[uint64]string{}, member: map[string]uint64{}}}
+	c.lost = []int{0, 1, 1, 2, 3}[c.r.IntN(5)]
+	dir := t.TempDir()
+	t.Cleanup(c.end)
+	c.must(c.ip("netns", "add", c.ns))
+	c.must(c.ip("-n", c.ns, "link", "add", "name", "switch", "type", "bridge"))
+	c.must(c.ip("-n", c.ns, "link", "set", "dev", "switch", "up"))
+	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	cluster := nodeconf.Cluster{Name: "chaos", UID: fmt.Sprint("chaos-", seed), RosterKey: base64.StdEncoding.EncodeToString(key.Public().(ed25519.PublicKey)), Issued: time.Now().Add(-time.Hour)}
+	roster := nodeconf.Roster{ClusterUID: cluster.UID, Generation: 1, Serial: 1, Issued: cluster.Issued}
+	for i, name := range []string{"a", "b", "c"} {
+		address := fmt.Sprintf("10.99.0.%d", i+1)
+		roster.Founding = append(roster.Founding, name)
+		roster.Members = append(roster.Members, nodeconf.Member{Name: name, PeerURL: "https://" + address + ":2380"})
+		c.machines = append(c.machines, &chaosMachine{ns: c.ns + name, chaosNode: chaosNode{Name: name, Address: address, Dir: filepath.Join(dir, name), Cluster: cluster, Etcd: etcd, Etcdutl: etcdutl}})
+	}
+	signed, err := roster.Sign(key)
+	c.must(err)
+	etcdCA, peerCA := newAuthority(t, "etcd"), newAuthority(t, "peer")
+	for _, m := range c.machines {
+		m.Roster = signed
+		c.must(c.ip("netns", "add", m.ns))
+		c.must(c.ip("-n", m.ns, "link", "add", "name", "eth0", "type", "veth", "peer", "name", m.Name+"0", "netns", c.ns))
+		c.must(c.ip("-n", c.ns, "link", "set", "dev", m.Name+"0", "master", "switch", "up"))
+		c.must(c.ip("-n", m.ns, "link", "set", "dev", "lo", "up"))
+		c.must(c.ip("-n", m.ns, "link", "set", "dev", "eth0", "up"))
+		c.must(c.ip("-n", m.ns, "address", "add", m.Address+"/24", "dev", "eth0"))
+		pki := filepath.Join(m.Dir, "pki")
+		c.must(os.MkdirAll(pki, 0o700))
+		c.must(os.WriteFile(filepath.Join(pki, nodeconf.EtcdCA+".crt"), etcdCA.pem, 0o600))
+		c.must(os.WriteFile(filepath.Join(pki, nodeconf.PeerCA+".crt"), peerCA.pem, 0o600))
+		etcdCA.issue(t, filepath.Join(pki, nodeconf.EtcdServer), m.Name, m.Address)
+		etcdCA.issue(t, filepath.Join(pki, nodeconf.EtcdAgent), m.Name, m.Address)
+		peerCA.issue(t, filepath.Join(pki, nodeconf.EtcdPeer), m.Name, m.Address)
+		// etcdutl takes its time, so that founding is hit too.
+		m.Etcdutl = filepath.Join(m.Dir, "etcdutl")
+		c.must(os.WriteFile(m.Etcdutl, fmt.Appendf(nil, "#!/bin/sh\nsleep 0.%d\n%s \"$@\" || exit\nsleep 0.%d\n", c.r.IntN(10), etcdutl, c.r.IntN(10)), 0o700))
+		data, err := json.Marshal(m.chaosNode)
+		c.must(err)
+		c.must(os.WriteFile(filepath.Join(m.Dir, "node.json"), data, 0o600))
+		c.image(m)
+	}
+	return c
+}
+
+// end ends every process of the schedule, and its namespaces.
+func (c *chaos) end() {
+	for _, m := range c.machines {
+		c.kill(m)
+		c.killEtcd(m)
+		c.ip("netns", "delete", m.ns)
+	}
+	c.ip("netns", "delete", c.ns)
+}
+
+// image gives a machine an empty disk.
+func (c *chaos) image(m *chaosMachine) {
+	c.must(c.check.look(c.machines)) // for the last time
+	c.must(os.RemoveAll(m.disk()))
+	c.must(os.RemoveAll(filepath.Join(m.Dir, "disk.away")))
+	m.away = false
+	c.must(os.MkdirAll(m.disk(), 0o700))
+	c.must(os.WriteFile(filepath.Join(m.disk(), isKIMAGE), nil, 0o600))
+}
+
+func (c *chaos) boot(m *chaosMachine) {
+	if m.agent != nil {
+		select {
+		case <-m.gone:
+			m.agent = nil
+		default:
+			return
+		}
+	}
+	out, err := os.OpenFile(filepath.Join(m.Dir, "agent.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	c.must(err)
+	defer out.Close()
+	cmd := exec.Command("ip", "netns", "exec", m.ns, os.Args[0])
+	cmd.Env = append(os.Environ(), "KIMAGE_CHAOS_AGENT="+filepath.Join(m.Dir, "node.json"))
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	c.must(cmd.Start())
+	gone := make(chan struct{})
+	m.agent, m.gone = cmd, gone
+	go func() { cmd.Wait(); close(gone) }()
+}
+
+func (c *chaos) kill(m *chaosMachine) {
+	if m.agent != nil {
+		m.agent.Process.Kill()
+		<-m.gone
+		m.agent = nil
+	}
+}
+
+func (c *chaos) killEtcd(m *chaosMachine) {
+	for _, state := range []string{m.state(), filepath.Join(m.Dir, "disk.away", "state")} {
+		for pid := etcdOf(state); pid != 0; pid = etcdOf(state) {
+			syscall.Kill(pid, syscall.SIGKILL)
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+}
+
+// later undoes a fault after at most d.
+func (c *chaos) later(undo func()) { c.undo = append(c.undo, undo) }
+
+// fault throws one fault.
+func (c *chaos) fault() {
+	m := c.machines[c.r.IntN(3)]
+	o := c.machines[c.r.IntN(3)]
+	switch x := c.r.IntN(100); {
+	case x < 12:
+		c.note("%s: kill -9 of the agent", m.Name)
+		c.kill(m)
+	case x < 22:
+		c.note("%s: power cut", m.Name)
+		c.kill(m)
+		c.killEtcd(m)
+	case x < 28:
+		c.note("%s: kill -9 of etcd", m.Name)
+		c.killEtcd(m)
+	case x < 38 && c.lost > 0:
+		c.lost--
+		c.note("%s: imaged again", m.Name)
+		c.kill(m)
+		c.killEtcd(m)
+		c.image(m)
+	case x < 44 && c.lost > 0 && !m.away:
+		c.lost--
+		c.note("%s: rm -rf of the data, the agent lives", m.Name)
+		c.killEtcd(m)
+		c.must(c.check.look(c.machines))
+		data, _ := filepath.Glob(filepath.Join(m.state(), dataDir, "*"))
+		for _, d := range data {
+			// At once, as nobody sees half of a removal by a later boot.
+			os.Rename(d, filepath.Join(m.Dir, "removed"))
+			os.RemoveAll(filepath.Join(m.Dir, "removed"))
+		}
+	case x < 54:
+		if m.agent != nil {
+			c.note("%s: agent paused", m.Name)
+			agent := m.agent
+			agent.Process.Signal(syscall.SIGSTOP)
+			c.later(func() { agent.Process.Signal(syscall.SIGCONT) })
+		}
+	case x < 58:
+		if pid := etcdOf(m.state()); pid != 0 {
+			c.note("%s: etcd paused", m.Name)
+			syscall.Kill(pid, syscall.SIGSTOP)
+			c.later(func() { syscall.Kill(pid, syscall.SIGCONT) })
+		}
+	case x < 66:
+		c.note("%s: cut off", m.Name)
+		c.ip("-n", c.ns, "link", "set", "dev", m.Name+"0", "down")
+		c.later(func() { c.ip("-n", c.ns, "link", "set", "dev", m.Name+"0", "up") })
+	case x < 74 && m != o:
+		c.note("%s: no way to %s", m.Name, o.Name)
+		c.ip("-n", m.ns, "route", "replace", "blackhole", o.Address+"/32")
+		c.later(func() { c.ip("-n", m.ns, "route", "delete", "blackhole", o.Address+"/32") })
+	case x < 81:
+		c.slow(m)
+	case x < 87:
+		jump := []string{"-438000h", "-24h", "3h", "300000h"}[c.r.IntN(4)]
+		c.note("%s: clock jumps by %s", m.Name, jump)
+		os.WriteFile(filepath.Join(m.Dir, "clock"), []byte(jump), 0o600)
+		c.later(func() { os.Remove(filepath.Join(m.Dir, "clock")) })
+	case x < 94:
+		c.arm(m)
+	default:
+		if !m.away {
+			c.note("%s: boots without KIMAGE", m.Name)
+			c.kill(m)
+			c.killEtcd(m)
+			c.must(os.Rename(m.disk(), filepath.Join(m.Dir, "disk.away")))
+			c.must(os.MkdirAll(m.disk(), 0o700))
+			m.away = true
+			c.later(func() { c.mount(m) })
+		}
+	}
+}
+
+// arm cuts a machine's power in the first 100 ms of the next etcd there.
+func (c *chaos) arm(m *chaosMachine) {
+	c.note("%s: power will be cut in etcd's first moments", m.Name)
+	m.armed, m.old = true, etcdOf(m.state())
+}
+
+// mount gives a machine its disk back, with another boot.
+func (c *chaos) mount(m *chaosMachine) {
+	if !m.away {
+		return
+	}
+	c.kill(m)
+	if written, _ := os.ReadDir(m.disk()); len(written) > 0 {
+		c.t.Errorf("%s wrote %v below a mount point without KIMAGE", m.Name, written)
+	}
+	c.must(os.RemoveAll(m.disk()))
+	c.must(os.Rename(filepath.Join(m.Dir, "disk.away"), m.disk()))
+	m.away = false
+}
+
+// slow makes a machine's link slow: netem where the kernel has it, else a queue
+// that fills up.
+func (c *chaos) slow(m *chaosMachine) {
+	c.note("%s: slow link", m.Name)
+	tc := func(args ...string) error {
+		return run.Run(context.Background(), run.Cmd{Argv: append([]string{"ip", "netns", "exec", m.ns, "tc", "qdisc"}, args...)})
+	}
+	if tc("add", "dev", "eth0", "root", "netem", "delay", "200ms", "100ms", "loss", "5%") != nil &&
+		tc("add", "dev", "eth0", "root", "tbf", "rate", "96kbit", "burst", "3000", "latency", "700ms") != nil {
+		return
+	}
+	c.later(func() { tc("delete", "dev", "eth0", "root") })
+}
+
+// wait lets time pass, boots what is down, and cuts the power where it was said.
+func (c *chaos) wait(d time.Duration) {
+	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		for _, m := range c.machines {
+			if m.armed {
+				if pid := etcdOf(m.state()); pid != 0 && pid != m.old {
+					m.armed = false
+					c.cuts++
+					time.Sleep(time.Duration(c.r.IntN(100)) * time.Millisecond)
+					c.note("%s: power cut in etcd's first moments", m.Name)
+					c.kill(m)
+					c.killEtcd(m)
+				}
+			}
+		}
+	}
+	for _, m := range c.machines {
+		c.boot(m)
+	}
+	c.must(c.check.look(c.machines))
+}
+
+func (m *chaosMachine) said() string {
+	data, _ := os.ReadFile(filepath.Join(m.Dir, "said"))
+	return string(data)
+}
+
+// founded says whether the schedule ended as it must: all members whose data is
+// not lost run and a quorum of them serves; or a majority is lost, and all say so.
+func (c *chaos) founded() (bool, string) {
+	running, lost := 0, 0
+	for _, m := range c.machines {
+		switch s := m.said(); {
+		case strings.Contains(s, "a majority was lost"):
+			lost++
+		case strings.HasPrefix(s, string(Keep)):
+			running++
+		case strings.HasPrefix(s, string(Wait)) && strings.Contains(s, "waits to be added"):
+		default:
+			return false, ""
+		}
+	}
+	if lost == 3 {
+		return true, "a majority was lost, and all say so"
+	}
+	if running < 2 {
+		return false, ""
+	}
+	for _, m := range c.machines {
+		if !strings.HasPrefix(m.said(), string(Keep)) {
+			continue
+		}
+		pki := func(name string) string { return filepath.Join(m.Dir, "pki", name) }
+		argv := []string{"ip", "netns", "exec", m.ns, c.etcdctl, "--endpoints=https://" + m.Address + ":2379", "--cacert=" + pki(nodeconf.EtcdCA+".crt"),
+			"--cert=" + pki(nodeconf.EtcdAgent+".crt"), "--key=" + pki(nodeconf.EtcdAgent+".key"), "--command-timeout=3s"}
+		if err := run.Run(c.t.Context(), run.Cmd{Argv: append(argv, "put", "from-"+m.Name, m.Name)}); err != nil {
+			return false, ""
+		}
+		out, err := run.Output(c.t.Context(), run.Cmd{Argv: append(argv, "endpoint", "status", "--write-out=json")})
+		var status []struct {
+			Status struct {
+				Header struct {
+					Cluster uint64 `json:"cluster_id"`
+					Member  uint64 `json:"member_id"`
+				} `json:"header"`
+			}
+		}
+		if err != nil || json.Unmarshal(out, &status) != nil || len(status) != 1 {
+			return false, ""
+		}
+		// etcd, its files and the record must speak of the same cluster.
+		pin := struct{ ID, Incarnation string }{}
+		data, err := os.ReadFile(filepath.Join(m.state(), factsDir, clusterFile))
+		c.must(err)
+		c.must(json.Unmarshal(data, &pin))
+		if h := status[0].Status.Header; hexID(h.Cluster) != pin.ID || c.check.member[pin.Incarnation] != h.Member {
+			c.t.Errorf("%s: etcd says cluster %x, member %x; recorded are %s, %x", m.Name, h.Cluster, h.Member, pin.ID, c.check.member[pin.Incarnation])
+		}
+	}
+	return true, fmt.Sprintf("%d members serve", running)
+}
+
+// TestChaos founds on real etcd while machines are killed, imaged again,
+// paused, cut off and worse. Needs root and network namespaces.
+func TestChaos(t *testing.T) {
+	etcd, etcdutl, etcdctl := programs(t)
+	seeds := []uint64{*simSeed}
+	if *simSeed == 0 {
+		seeds = nil
+		for range *chaosSchedules {
+			seeds = append(seeds, rand.Uint64N(1_000_000))
+		}
+	}
+	for _, seed := range seeds {
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			t.Parallel()
+			c := newChaos(t, seed, etcd, etcdutl, etcdctl)
+			t.Cleanup(func() {
+				if t.Failed() {
+					t.Logf("again: make chaos SEED=%d\n%s", seed, strings.Join(c.log, "\n"))
+					for _, m := range c.machines {
+						for _, f := range []string{"agent.log", "etcd.log"} {
+							data, _ := os.ReadFile(filepath.Join(m.Dir, f))
+							lines := bytes.Split(data, []byte("\n"))
+							t.Logf("%s of %s:\n%.6000s", f, m.Name, bytes.Join(lines[max(0, len(lines)-25):], []byte("\n")))
+						}
+					}
+				}
+			})
+			c.run()
+		})
+	}
+}
+
+func (c *chaos) run() {
+	for _, m := range c.r.Perm(3) {
+		if c.r.IntN(3) == 0 {
+			c.arm(c.machines[m])
+		}
+		c.boot(c.machines[m])
+		time.Sleep(time.Duration(c.r.IntN(300)) * time.Millisecond)
+	}
+	faults := 8 + c.r.IntN(12)
+	for range faults {
+		c.fault()
+		c.wait(time.Duration(20+c.r.IntN(400)) * time.Millisecond)
+		if len(c.undo) > 0 && c.r.IntN(2) == 0 {
+			c.undo[0]()
+			c.undo = c.undo[1:]
+		}
+	}
+	c.note("faults end")
+	for _, undo := range c.undo {
+		undo()
+	}
+	for _, m := range c.machines {
+		m.armed = false
+	}
+	start := time.Now()
+	for time.Since(start) < 2*time.Minute {
+		c.wait(300 * time.Millisecond)
+		if ok, how := c.founded(); ok {
+			c.t.Logf("%d faults, %d power cuts in etcd's first 100 ms, %d data directories; after %.1f s of calm: %s", faults, c.cuts, c.check.seen, time.Since(start).Seconds(), how)
+			return
+		}
+	}
+	for _, m := range c.machines {
+		c.t.Errorf("%s: %s", m.Name, m.said())
+	}
+}

@@ -1,0 +1,275 @@
+package etcd
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+)
+
+// State is what was observed: the own disk, and what the others answered.
+type State struct {
+	Self    string
+	Unknown string // what could not be established about this machine; empty: all was
+	Facts   Facts
+	Roster  nodeconf.Roster // Facts.Roster, opened; zero: none
+	Digest  string          // of Facts.Roster
+	Offer   *nodeconf.SignedRoster
+	Refused string // a roster that contradicts the own one; empty: none
+
+	Writes  uint64            // how often this process wrote its facts
+	Answers map[string]Answer // by the name of the peer
+	Running bool              // the own etcd process runs
+}
+
+// Answer is what a peer said, or why it said nothing.
+type Answer struct {
+	AskedAfter uint64 // State.Writes when the question was sent
+	Status     Status
+	Err        string
+}
+
+// Verb is what is to be done.
+type Verb string
+
+const (
+	Stop       Verb = "stop"        // nothing may be concluded, nothing is touched
+	Wait       Verb = "wait"        // for others, or for a person
+	TakeRoster Verb = "take roster" // a higher one
+	Renew      Verb = "renew"       // make an incarnation: there is none, or its data is lost
+	SetAside   Verb = "set aside"   // data of an older generation
+	Hold       Verb = "hold"        // write Record down
+	Propose    Verb = "propose"     // Record to the members To
+	Found      Verb = "found"       // make the data of Record
+	Start      Verb = "start"       // etcd, on the data that is there
+	Keep       Verb = "keep"        // etcd runs
+)
+
+// Action is one step, and the reason for it in words for a person.
+type Action struct {
+	Do     Verb
+	Why    string
+	Record Record
+	To     []string
+	Roster nodeconf.SignedRoster
+}
+
+// Decide says what a member does next. It is repeated until there is nothing
+// left to do; each action is safe to repeat.
+func Decide(s State) Action {
+	own := s.Facts.Incarnation
+	switch {
+	case s.Unknown != "":
+		return Action{Do: Stop, Why: s.Unknown}
+	case s.Offer != nil:
+		return Action{Do: TakeRoster, Why: "a newer roster was heard of", Roster: *s.Offer}
+	case s.Roster.Generation == 0:
+		return Action{Do: Stop, Why: "this machine has no roster: " + nodeconf.RosterFile + " is written by first boot"}
+	case own.ID == "" && !s.Facts.Data:
+		return Action{Do: Renew, Why: "this machine has no data"}
+	case s.Facts.lost():
+		return Action{Do: Renew, Why: "this machine's data is gone: it comes back as another member"}
+	case s.Facts.Data:
+		return withData(s)
+	}
+	return withoutData(s)
+}
+
+// withData is for a member of a cluster.
+func withData(s State) Action {
+	pin := s.Facts.Cluster
+	switch {
+	case pin.Incarnation != s.Facts.Incarnation.ID:
+		return Action{Do: Stop, Why: "the data's cluster is not recorded: " + clusterFile + " names another incarnation"}
+	case s.Facts.held(s.Self) != nil && s.Facts.held(s.Self).ClusterID() != pin.ID:
+		return Action{Do: Stop, Why: fmt.Sprintf("the data is of cluster %s, and %s would have founded another: image the machine again", pin.ID, recordFile)}
+	case pin.Generation < s.Roster.Generation:
+		return Action{Do: SetAside, Why: fmt.Sprintf("the data is of generation %d, and the operator made generation %d", pin.Generation, s.Roster.Generation)}
+	case pin.Generation > s.Roster.Generation:
+		return Action{Do: Stop, Why: fmt.Sprintf("the data is of generation %d, and the roster of %d: give this machine the newer roster", pin.Generation, s.Roster.Generation)}
+	case !s.Running || !s.Facts.Incarnation.Started:
+		return Action{Do: Start, Why: "there is data"}
+	}
+	if rec := s.Facts.held(s.Self); rec != nil {
+		if lost := lostMajority(s, *rec, s.Self); lost != nil {
+			return Action{Do: Keep, Why: majorityLost(lost, s.Self)}
+		}
+	}
+	return Action{Do: Keep, Why: "etcd runs" + also(s)}
+}
+
+// withoutData is for a machine that may become a member.
+func withoutData(s State) Action {
+	if !slices.Contains(s.Roster.Founding, s.Self) {
+		return Action{Do: Wait, Why: "not a founding member: waits to be added by the others" + also(s)}
+	}
+	current := s.answers()
+	if a, done := joinFounded(s, current); done {
+		return a
+	}
+	if gone := notMembers(s.Roster); len(gone) > 0 {
+		return Action{Do: Wait, Why: fmt.Sprintf("the founding members %s left the roster before etcd was founded: make a new generation with kimage recover", strings.Join(gone, ", "))}
+	}
+	held := s.Facts.held(s.Self)
+	if held != nil && held.of(s.Roster, s.Digest) && allHold(s, current, *held) {
+		return Action{Do: Found, Why: "all founding members hold the same record", Record: *held}
+	}
+	if missing := s.missing(current); missing != "" {
+		return Action{Do: Wait, Why: "all founding members must answer once: " + missing + also(s)}
+	}
+	if s.Self != s.Roster.Founding[0] {
+		return Action{Do: Wait, Why: "waits for the proposal of " + s.Roster.Founding[0] + also(s)}
+	}
+	return propose(s, current, held)
+}
+
+// answers are those that count: to questions asked after the own last write.
+// What was asked before may have been true only before that write.
+func (s State) answers() map[string]Status {
+	current := map[string]Status{}
+	for name, a := range s.Answers {
+		if a.Err == "" && a.AskedAfter == s.Writes {
+			current[name] = a.Status
+		}
+	}
+	return current
+}
+
+// joinFounded is for a member that somebody has founded without or before.
+func joinFounded(s State, current map[string]Status) (Action, bool) {
+	own := s.Facts.Incarnation.ID
+	var strangers []string
+	for _, name := range slices.Sorted(maps.Keys(current)) {
+		st := current[name]
+		if !st.Data || st.Generation != s.Roster.Generation {
+			continue
+		}
+		if st.Record == nil || !st.Record.names(s.Self, own) || st.Record.Generation != s.Roster.Generation {
+			strangers = append(strangers, name)
+			continue
+		}
+		if held := s.Facts.held(s.Self); held == nil || held.Token() != st.Record.Token() {
+			return Action{Do: Hold, Why: name + " has founded this record", Record: *st.Record}, true
+		}
+		return Action{Do: Found, Why: name + " has founded the record that is held", Record: *st.Record}, true
+	}
+	if len(strangers) == 0 {
+		return Action{}, false
+	}
+	for _, name := range strangers {
+		if rec := current[name].Record; rec != nil {
+			if lost := lostMajority(s, *rec, name); lost != nil {
+				return Action{Do: Wait, Why: majorityLost(lost, name)}, true
+			}
+		}
+	}
+	return Action{Do: Wait, Why: "the cluster exists and does not know this machine's data: waits to be added by " + strings.Join(strangers, ", ") + also(s)}, true
+}
+
+// allHold says whether every founding member holds the record, under the
+// incarnation that the record names for it.
+func allHold(s State, current map[string]Status, rec Record) bool {
+	for _, name := range s.Roster.Founding {
+		if name == s.Self {
+			continue
+		}
+		st, ok := current[name]
+		if !ok || st.Data || st.Record == nil || st.Record.Token() != rec.Token() || !rec.names(name, st.Incarnation) {
+			return false
+		}
+	}
+	return true
+}
+
+// propose is for the first founding member; the others would do no harm, but
+// could keep each other from ever agreeing.
+func propose(s State, current map[string]Status, held *Record) Action {
+	incarnation := map[string]string{s.Self: s.Facts.Incarnation.ID}
+	for _, name := range s.Roster.Founding {
+		if name != s.Self {
+			incarnation[name] = current[name].Incarnation
+		}
+	}
+	rec := compose(s.Roster, s.Digest, incarnation)
+	if held == nil || held.Token() != rec.Token() {
+		return Action{Do: Hold, Why: "all founding members answer", Record: rec}
+	}
+	a := Action{Do: Propose, Why: "all founding members answer", Record: rec}
+	for _, name := range s.Roster.Founding {
+		if st := current[name]; name != s.Self && (st.Record == nil || st.Record.Token() != rec.Token()) {
+			a.To = append(a.To, name)
+		}
+	}
+	return a
+}
+
+// missing says which founding members did not answer, or not in a way that a
+// record could be made of.
+func (s State) missing(current map[string]Status) string {
+	var all []string
+	for _, name := range s.Roster.Founding {
+		if name == s.Self {
+			continue
+		}
+		st, ok := current[name]
+		switch {
+		case !ok && s.Answers[name].Err != "":
+			all = append(all, name+" ("+s.Answers[name].Err+")")
+		case !ok:
+			all = append(all, name+" (being asked)")
+		case st.Unknown != "":
+			all = append(all, name+" (says: "+st.Unknown+")")
+		case st.Incarnation == "":
+			all = append(all, name+" (is not ready)")
+		case st.Digest != s.Digest:
+			all = append(all, name+" (has another roster)")
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+// also is what a person should know beside the reason.
+func also(s State) string {
+	if s.Refused != "" {
+		return "; " + s.Refused
+	}
+	return ""
+}
+
+// notMembers are founding members that the roster no longer has as members.
+func notMembers(r nodeconf.Roster) (gone []string) {
+	for _, name := range r.Founding {
+		if !slices.ContainsFunc(r.Members, func(m nodeconf.Member) bool { return m.Name == name }) {
+			gone = append(gone, name)
+		}
+	}
+	return gone
+}
+
+// lostMajority names the members whose data is lost, if without them the record
+// that founder has founded can have no quorum; nil otherwise. Only a blank
+// machine counts: one with data under a new incarnation was added again.
+func lostMajority(s State, rec Record, founder string) (lost []string) {
+	for _, m := range rec.Members {
+		incarnation, data := "", false
+		if m.Name == s.Self {
+			incarnation, data = s.Facts.Incarnation.ID, s.Facts.Data
+		} else if st, ok := s.answers()[m.Name]; ok && m.Name != founder {
+			incarnation, data = st.Incarnation, st.Data
+		}
+		if incarnation != "" && incarnation != m.Incarnation && !data {
+			lost = append(lost, m.Name)
+		}
+	}
+	if len(rec.Members)-len(lost) > len(rec.Members)/2 {
+		return nil
+	}
+	return lost
+}
+
+func majorityLost(lost []string, founder string) string {
+	return fmt.Sprintf("a majority was lost: %s were imaged again after %s had started etcd, and what they held is gone; to go on with the data of %s: kimage recover --from %s",
+		strings.Join(lost, " and "), founder, founder, founder)
+}

@@ -1,0 +1,115 @@
+package etcd
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+)
+
+// TestDecide: b of three members, unless the case says otherwise, has written
+// its facts twice.
+func TestDecide(t *testing.T) {
+	s := newSim(t, 1, 3)
+	s.addRoster(3, 1, 2)
+	s.addRoster(3, 2, 3)
+	const old, now, next = 0, 1, 2
+	record := func(roster int, incarnations string) *Record {
+		f := strings.Fields(incarnations)
+		r := compose(s.opened[roster], s.rosters[roster].Digest(), map[string]string{"a": f[0], "b": f[1], "c": f[2]})
+		return &r
+	}
+	r1, r2, older := record(now, "a1 b1 c1"), record(now, "a2 b1 c1"), record(old, "a1 b1 c1")
+	holds := func(incarnation string, rec *Record) Answer {
+		return Answer{AskedAfter: 2, Status: Status{Incarnation: incarnation, Record: rec, Digest: s.rosters[now].Digest()}}
+	}
+	runs := func(incarnation string, rec *Record) Answer {
+		a := holds(incarnation, rec)
+		a.Status.Data, a.Status.Generation = true, 1
+		return a
+	}
+	before := func(a Answer) Answer { a.AskedAfter = 1; return a }
+	blank := Facts{Incarnation: Incarnation{ID: "b1"}}
+	held := func(rec *Record) Facts { f := blank; f.Record = rec; return f }
+	withData := func(rec *Record, started bool) Facts {
+		f := held(rec)
+		f.Data, f.Incarnation.Started = true, started
+		f.Cluster = Cluster{ID: rec.ClusterID(), Generation: rec.Generation, Incarnation: "b1"}
+		return f
+	}
+	lost := held(r1)
+	lost.Incarnation.Started = true
+
+	for _, c := range []struct {
+		name    string
+		self    string // default b
+		roster  int    // default now
+		facts   Facts
+		unknown string
+		offer   *nodeconf.SignedRoster
+		running bool
+		a, b, c Answer
+		do      Verb
+		record  *Record
+		to      string
+		why     string
+	}{
+		{name: "something is unknown", facts: withData(r1, true), unknown: "not mounted", do: Stop, why: "not mounted"},
+		{name: "newer roster", facts: blank, offer: &s.rosters[next], do: TakeRoster},
+		{name: "empty disk", do: Renew},
+		{name: "data lost", facts: lost, do: Renew, why: "another member"},
+		{name: "nobody answers", facts: blank, do: Wait, why: "a (being asked), c (being asked)"},
+		{name: "one does not answer", facts: blank, a: holds("a1", nil), c: Answer{Err: "no route"}, do: Wait, why: "c (no route)"},
+		{name: "one cannot read its disk", facts: blank, a: holds("a1", nil), c: Answer{AskedAfter: 2, Status: Status{Unknown: "no KIMAGE"}}, do: Wait, why: "c (says: no KIMAGE)"},
+		{name: "not the proposer", facts: blank, a: holds("a1", nil), c: holds("c1", nil), do: Wait, why: "proposal of a"},
+		{name: "the proposer", self: "a", facts: Facts{Incarnation: Incarnation{ID: "a1"}}, b: holds("b1", nil), c: holds("c1", nil), do: Hold, record: r1},
+		{name: "the proposer, before all answered again", self: "a", facts: Facts{Incarnation: Incarnation{ID: "a1"}, Record: r1}, b: before(holds("b1", nil)), c: before(holds("c1", nil)), do: Wait},
+		{name: "the proposer proposes", self: "a", facts: Facts{Incarnation: Incarnation{ID: "a1"}, Record: r1}, b: holds("b1", r1), c: holds("c1", nil), do: Propose, record: r1, to: "c"},
+		{name: "all hold", facts: held(r1), a: holds("a1", r1), c: holds("c1", r1), do: Found, record: r1},
+		{name: "all held, as asked before the last write", facts: held(r1), a: holds("a1", r1), c: before(holds("c1", r1)), do: Wait},
+		{name: "one holds another", facts: held(r1), a: holds("a1", r1), c: holds("c1", r2), do: Wait},
+		{name: "one was imaged again", facts: held(r1), a: holds("a2", nil), c: holds("c1", r1), do: Wait, why: "proposal of a"},
+		{name: "one was imaged again and claims the record", facts: held(r1), a: holds("a2", r1), c: holds("c1", r1), do: Wait},
+		{name: "all hold a record of an older roster", facts: held(older), a: holds("a1", older), c: holds("c1", older), do: Wait},
+		{name: "the own record names another incarnation", facts: held(record(now, "a1 b0 c1")), a: holds("a1", r1), c: holds("c1", r1), do: Wait},
+		{name: "one runs the held record", facts: held(r1), a: runs("a1", r1), do: Found, record: r1},
+		{name: "one ran it before the last write", facts: held(r1), a: before(runs("a1", r1)), do: Wait},
+		{name: "one runs another record that names me", facts: held(r2), a: runs("a1", r1), do: Hold, record: r1},
+		{name: "one runs a record of an older roster that names me", facts: blank, a: runs("a1", older), do: Hold, record: older},
+		{name: "one runs a record that does not name me", facts: blank, a: runs("a1", record(now, "a1 b0 c1")), c: runs("c1", record(now, "a1 b0 c1")), do: Wait, why: "waits to be added by a, c"},
+		{name: "one runs and all others were imaged again", facts: blank, a: runs("a1", record(now, "a1 b0 c0")), c: holds("c1", nil), do: Wait, why: "b and c were imaged again after a"},
+		{name: "one runs and one was imaged again", facts: blank, a: runs("a1", record(now, "a1 b0 c1")), c: holds("c1", nil), do: Wait, why: "waits to be added"},
+		{name: "data", facts: withData(r1, false), do: Start},
+		{name: "data, and etcd ended", facts: withData(r1, true), do: Start},
+		{name: "etcd runs", facts: withData(r1, true), running: true, do: Keep, why: "etcd runs"},
+		{name: "etcd runs, all others were imaged again", facts: withData(r1, true), running: true, a: holds("a2", nil), c: holds("c2", nil), do: Keep, why: "kimage recover --from b"},
+		{name: "etcd runs, the others were added again", facts: withData(r1, true), running: true, a: runs("a2", nil), c: runs("c2", nil), do: Keep, why: "etcd runs"},
+		{name: "data of an older generation", roster: next, facts: withData(r1, true), running: true, do: SetAside},
+		{name: "data of no recorded cluster", facts: Facts{Incarnation: Incarnation{ID: "b1"}, Data: true}, do: Stop, why: "another incarnation"},
+		{name: "data of another cluster than the record's", facts: func() Facts { f := withData(r1, true); f.Record = r2; return f }(), do: Stop, why: "would have founded another"},
+		{name: "no founding member", self: "x", facts: Facts{Incarnation: Incarnation{ID: "x1"}}, a: holds("a1", r1), do: Wait, why: "not a founding member"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			roster := c.roster
+			if roster == 0 {
+				roster = now
+			}
+			st := State{Self: c.self, Unknown: c.unknown, Facts: c.facts, Roster: s.opened[roster], Digest: s.rosters[roster].Digest(), Offer: c.offer, Writes: 2, Running: c.running, Answers: map[string]Answer{}}
+			if st.Self == "" {
+				st.Self = "b"
+			}
+			for name, a := range map[string]Answer{"a": c.a, "b": c.b, "c": c.c} {
+				if a.AskedAfter != 0 || a.Err != "" {
+					st.Answers[name] = a
+				}
+			}
+			got := Decide(st)
+			if got.Do != c.do || !strings.Contains(got.Why, c.why) || strings.Join(got.To, " ") != c.to {
+				t.Errorf("got %s (%s) to %v", got.Do, got.Why, got.To)
+			}
+			if c.record != nil && got.Record.Token() != c.record.Token() {
+				t.Errorf("got record %+v", got.Record)
+			}
+		})
+	}
+}

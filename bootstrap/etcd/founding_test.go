@@ -1,0 +1,92 @@
+package etcd
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"regexp"
+	"testing"
+	"time"
+
+	"github.com/kimage-project/kimage/pkg/run"
+)
+
+// spin explores the model completely, or to a depth of most steps, and returns
+// what it says.
+func spin(t *testing.T, most string, macros ...string) string {
+	t.Helper()
+	for _, program := range []string{"spin", "gcc"} {
+		if _, err := run.Find(program); err != nil {
+			if os.Getenv("CI") != "" {
+				t.Fatalf("%v: apt-get install spin gcc", err)
+			}
+			t.Skipf("%v: apt-get install spin gcc", err)
+		}
+	}
+	model, err := filepath.Abs("founding.pml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	for _, argv := range [][]string{
+		append(append([]string{"spin", "-a"}, macros...), model),
+		{"gcc", "-O2", "-w", "-DSAFETY", "-DNOREDUCE", "-DMEMLIM=2000", "-o", "pan", "pan.c"},
+	} {
+		if err := run.Run(ctx, run.Cmd{Argv: argv, Dir: dir}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := run.Output(ctx, run.Cmd{Argv: []string{filepath.Join(dir, "pan"), "-m" + most}, Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+var (
+	spinErrors = regexp.MustCompile(`errors: (\d+)`)
+	spinStates = regexp.MustCompile(`(\d+) states, stored`)
+)
+
+func number(t *testing.T, re *regexp.Regexp, out string) string {
+	t.Helper()
+	found := re.FindStringSubmatch(out)
+	if found == nil {
+		t.Fatalf("no %v in what Spin says:\n%s", re, out)
+	}
+	return found[1]
+}
+
+// TestModel has Spin look at every state of founding.pml.
+func TestModel(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a minute or more")
+	}
+	out := spin(t, "1000000", "-DLOSSES=2")
+	t.Logf("%s states, none of them unsafe or stuck", number(t, spinStates, out))
+	if number(t, spinErrors, out) != "0" || regexp.MustCompile(`max search depth too small|Search not completed`).MatchString(out) {
+		t.Error(out)
+	}
+}
+
+// TestModelMutations breaks one rule of the model at a time.
+func TestModelMutations(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a minute or more")
+	}
+	for _, macro := range []string{"MAJORITY", "KEEP", "UNSYNCED", "CACHED", "AGAIN", "FIXED", "NEW", "FIRST", "ALONE"} {
+		t.Run(macro, func(t *testing.T) {
+			most := "1000000"
+			if macro == "CACHED" {
+				most = "200" // the split is not deep, and there are many more states
+			}
+			out := spin(t, most, "-DLOSSES=1", "-D"+macro)
+			if number(t, spinErrors, out) == "0" {
+				t.Errorf("Spin finds nothing:\n%s", out)
+			}
+			t.Logf("found after %s states: %s", number(t, spinStates, out), regexp.MustCompile(`assertion violated.{0,40}`).FindString(out))
+		})
+	}
+}

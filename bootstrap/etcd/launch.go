@@ -1,0 +1,69 @@
+package etcd
+
+import (
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+)
+
+// Ports of an etcd member, all on the node's own address.
+const (
+	ClientPort  = 2379 // also on 127.0.0.1
+	PeerPort    = 2380
+	MetricsPort = 2381 // on 127.0.0.1 only, without TLS: health and metrics
+	AgentPort   = 7444
+)
+
+// Launch is how etcd is to be run.
+type Launch struct {
+	Argv        []string // without the program
+	Data        string   // the data directory, which is there
+	Incarnation string
+}
+
+// launch makes etcd's command line. It is the same on every member but for
+// names and addresses.
+func (c Config) launch(incarnation, peerURL string) Launch {
+	host := c.Address
+	pki := func(name string) string { return filepath.Join(c.PKI, name) }
+	client := "https://" + net.JoinHostPort(host, strconv.Itoa(ClientPort))
+	data := filepath.Join(c.State, dataDir, incarnation)
+	return Launch{Data: data, Incarnation: incarnation, Argv: []string{
+		"--name=" + c.Name,
+		"--data-dir=" + data,
+		// Never "new": etcd only ever runs on data that is there.
+		"--initial-cluster-state=existing",
+		"--listen-peer-urls=" + peerURL,
+		"--initial-advertise-peer-urls=" + peerURL,
+		"--initial-cluster=" + c.Name + "=" + peerURL,
+		"--listen-client-urls=" + client + ",https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(ClientPort)),
+		"--advertise-client-urls=" + client,
+		"--listen-metrics-urls=http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(MetricsPort)),
+		"--cert-file=" + pki(nodeconf.EtcdServer+".crt"),
+		"--key-file=" + pki(nodeconf.EtcdServer+".key"),
+		"--trusted-ca-file=" + pki(nodeconf.EtcdCA+".crt"),
+		"--client-cert-auth=true",
+		"--peer-cert-file=" + pki(nodeconf.EtcdPeer+".crt"),
+		"--peer-key-file=" + pki(nodeconf.EtcdPeer+".key"),
+		"--peer-trusted-ca-file=" + pki(nodeconf.PeerCA+".crt"),
+		"--peer-client-cert-auth=true",
+		"--strict-reconfig-check=true",
+		// Corruption is found at the start and at each compaction. The peer's
+		// address is that of the roster even where a machine has others.
+		"--feature-gates=" + strings.Join([]string{"InitialCorruptCheck=true", "CompactHashCheck=true", "SetMemberLocalAddr=true"}, ","),
+		"--heartbeat-interval=" + strconv.FormatInt(c.Heartbeat.Milliseconds(), 10),
+		"--election-timeout=" + strconv.FormatInt(c.Election.Milliseconds(), 10),
+		"--logger=zap",
+		"--log-level=info",
+	}}
+}
+
+// Timing for slow machines; it must be the same on all members.
+const (
+	defaultHeartbeat = 500 * time.Millisecond
+	defaultElection  = 5 * time.Second
+)

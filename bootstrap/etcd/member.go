@@ -1,0 +1,230 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+)
+
+// member is a machine's own part: its facts, and the order of their writes.
+type member struct {
+	name   string
+	uid    string // of the cluster
+	open   func(nodeconf.SignedRoster) (nodeconf.Roster, error)
+	random func() string // a new incarnation
+	disk   disk
+
+	mu     sync.Mutex // facts are read, told and written under it
+	writes uint64     // see State.Writes
+}
+
+// errMoved: something was written since the decision, so it is no longer valid.
+var errMoved = errors.New("the facts changed since the decision")
+
+// observe is the machine's own part of a State.
+func (m *member) observe() State {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.look()
+}
+
+func (m *member) look() State {
+	s := State{Self: m.name, Writes: m.writes}
+	unknown := func(err error) State {
+		return State{Self: m.name, Writes: m.writes, Unknown: err.Error()}
+	}
+	var err error
+	if s.Facts, err = m.disk.load(); err != nil {
+		return unknown(err)
+	}
+	if own := s.Facts.Incarnation; own.ID != "" && (own.ClusterUID != m.uid || own.Node != m.name) {
+		return unknown(fmt.Errorf("the data partition is that of %s in cluster %s, and this machine is %s in cluster %s: image the machine again, or give it back its config", own.Node, own.ClusterUID, m.name, m.uid))
+	}
+	if s.Facts.Roster != nil {
+		if s.Roster, err = m.open(*s.Facts.Roster); err != nil {
+			return unknown(fmt.Errorf("reading the stored roster: %w", err))
+		}
+		s.Digest = s.Facts.Roster.Digest()
+	}
+	return s
+}
+
+// status is what others are told.
+func (m *member) status() Status { return m.observe().tell(m.uid) }
+
+// tell makes the status of a member's own part of a state.
+func (s State) tell(uid string) Status {
+	st := Status{ClusterUID: uid, Name: s.Self, Unknown: s.Unknown, Digest: s.Digest, Roster: s.Facts.Roster, Counter: s.Facts.Incarnation.Counter}
+	if s.Unknown != "" || s.Facts.lost() {
+		return st
+	}
+	st.Incarnation = s.Facts.Incarnation.ID
+	st.Record = s.Facts.held(s.Self)
+	if s.Facts.Data {
+		if st.Record != nil && st.Record.ClusterID() != s.Facts.Cluster.ID {
+			st.Record = nil // nobody may join by it
+		}
+		st.Data, st.Generation, st.Cluster = true, s.Facts.Cluster.Generation, s.Facts.Cluster.ID
+	}
+	return st
+}
+
+// accept writes a proposed record down if it may be held, and tells the status
+// after that, and why it may not.
+func (m *member) accept(rec Record) (Status, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.look()
+	if err := s.mayHold(rec); err != nil {
+		return s.tell(m.uid), err
+	}
+	if held := s.Facts.held(m.name); held == nil || held.Token() != rec.Token() {
+		if err := m.write(recordFile, rec); err != nil {
+			return m.look().tell(m.uid), err
+		}
+	}
+	return m.look().tell(m.uid), nil
+}
+
+// mayHold says why a record must not be held; nil: it may.
+func (s State) mayHold(rec Record) error {
+	switch {
+	case s.Unknown != "":
+		return errors.New(s.Unknown)
+	case s.Facts.Data:
+		return fmt.Errorf("%s has data", s.Self)
+	case s.Facts.lost() || !rec.names(s.Self, s.Facts.Incarnation.ID):
+		return fmt.Errorf("the record names another incarnation of %s", s.Self)
+	case !rec.of(s.Roster, s.Digest):
+		return fmt.Errorf("the record is not of the roster that %s has", s.Self)
+	}
+	return nil
+}
+
+// write makes one fact durable. Whatever was asked before it counts no more.
+func (m *member) write(file string, content any) error {
+	m.writes++
+	return m.disk.save(file, content)
+}
+
+// hold writes down a record that was decided on.
+func (m *member) hold(s State, rec Record) error {
+	return m.change(s, func(now State) error {
+		if now.Facts.Data {
+			return errMoved
+		}
+		return m.write(recordFile, rec)
+	})
+}
+
+// change runs do if nothing was written since s was observed.
+func (m *member) change(s State, do func(now State) error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := m.look()
+	if now.Unknown != "" {
+		return errors.New(now.Unknown)
+	}
+	if now.Writes != s.Writes || now.Facts.Incarnation.ID != s.Facts.Incarnation.ID {
+		return errMoved
+	}
+	return do(now)
+}
+
+// renew makes a new incarnation. The old one's record and data name the old one
+// and count no more.
+func (m *member) renew(s State) error {
+	return m.change(s, func(now State) error {
+		if now.Facts.Data {
+			return errMoved
+		}
+		return m.write(incarnationFile, Incarnation{ID: m.random(), ClusterUID: m.uid, Node: m.name, Counter: now.Facts.Incarnation.Counter + 1})
+	})
+}
+
+// takeRoster stores a roster that is higher than the stored one.
+func (m *member) takeRoster(s State, signed nodeconf.SignedRoster) error {
+	return m.change(s, func(now State) error {
+		r, err := m.open(signed)
+		if err != nil {
+			return err
+		}
+		if now.Facts.Roster != nil {
+			if newer, err := r.Newer(now.Roster); err != nil || !newer {
+				return err
+			}
+		}
+		return m.write(rosterFile, signed)
+	})
+}
+
+// found makes the data of the record that is held. Making takes a while, in
+// which others may be answered; the name is given only if nothing was written
+// meanwhile.
+func (m *member) found(ctx context.Context, s State, rec Record, restore func(context.Context, Record) (string, error)) error {
+	made, err := restore(ctx, rec)
+	if err != nil {
+		return err
+	}
+	return m.change(s, func(now State) error {
+		if held := now.Facts.held(m.name); now.Facts.Data || now.Facts.lost() || held == nil || held.Token() != rec.Token() {
+			return errMoved
+		}
+		pin := Cluster{ID: rec.ClusterID(), Generation: rec.Generation, Incarnation: now.Facts.Incarnation.ID}
+		if err := m.write(clusterFile, pin); err != nil {
+			return err
+		}
+		return m.disk.move(made, now.Facts.Incarnation.ID)
+	})
+}
+
+// started records that etcd is about to run on the data.
+func (m *member) started(s State) error {
+	return m.change(s, func(now State) error {
+		switch own := now.Facts.Incarnation; {
+		case !now.Facts.Data:
+			return errMoved
+		case !own.Started:
+			own.Started = true
+			own.Counter++
+			return m.write(incarnationFile, own)
+		}
+		return nil
+	})
+}
+
+// setAside gives data another name, under which nothing starts it. etcd must
+// have been stopped.
+func (m *member) setAside(s State) error {
+	return m.change(s, func(now State) error {
+		own := now.Facts.Incarnation
+		if !now.Facts.Data {
+			return errMoved
+		}
+		own.Started = true // even if it was not: its name is not used again
+		own.Counter++
+		if err := m.write(incarnationFile, own); err != nil {
+			return err
+		}
+		return m.disk.move(own.ID, asideHead+own.ID)
+	})
+}
+
+// count raises the counter, once for each run of the agent.
+func (m *member) count() error {
+	s := m.observe()
+	if s.Unknown != "" {
+		return errors.New(s.Unknown)
+	}
+	if s.Facts.Incarnation.ID == "" {
+		return nil // the first one will count
+	}
+	return m.change(s, func(now State) error {
+		own := now.Facts.Incarnation
+		own.Counter++
+		return m.write(incarnationFile, own)
+	})
+}

@@ -1,0 +1,27 @@
+package etcd
+
+import "github.com/kimage-project/kimage/bootstrap/nodeconf"
+
+// Question is what an agent sends to another: who asks, and its roster. With a
+// record it is a proposal.
+type Question struct {
+	ClusterUID string                `json:"clusterUID"`
+	Roster     nodeconf.SignedRoster `json:"roster"`
+	Record     *Record               `json:"record,omitempty"`
+}
+
+// Status is what an agent tells of itself. All of it is on its disk before it
+// is told.
+type Status struct {
+	ClusterUID  string                 `json:"clusterUID"`
+	Name        string                 `json:"name"`
+	Unknown     string                 `json:"unknown,omitempty"`     // why it can tell nothing of its data
+	Incarnation string                 `json:"incarnation,omitempty"` // empty: none yet
+	Counter     uint64                 `json:"counter"`
+	Data        bool                   `json:"data"`                 // it has data under the incarnation
+	Generation  int                    `json:"generation,omitempty"` // of the data
+	Cluster     string                 `json:"cluster,omitempty"`    // etcd's cluster ID of the data
+	Record      *Record                `json:"record,omitempty"`     // with data: the record it was founded under; without: the one that is held
+	Digest      string                 `json:"digest,omitempty"`     // of the roster
+	Roster      *nodeconf.SignedRoster `json:"roster,omitempty"`
+}
