@@ -5,6 +5,7 @@
 #   make quick      units only, a minute
 #   make image      bake Debian 13 with Kubernetes into out/
 #   make e2e        the stories of CI that boot what was baked; RUN=name for one
+#   make integration  machines in namespaces become a cluster with the real kubeadm, etcd and control plane (root; after a bake from source)
 #   make bench      speed and memory, as ratios in one run
 #   make fuzz       the readers of hostile input, five minutes each
 #
@@ -15,7 +16,7 @@ GO := go
 AGENT := cmd/kimage/agent/kimage-agent-amd64
 SOURCES := $(shell find bootstrap cmd/kimage-agent pkg -name '*.go' -not -name '*_test.go') go.mod go.sum
 
-.PHONY: all build deps image test quick e2e bench fuzz lint clean
+.PHONY: all build deps image test quick integration e2e bench fuzz lint clean
 
 all: build
 
@@ -29,7 +30,7 @@ bin/kimage: $(AGENT) $(shell find images cmd/kimage -type f) $(SOURCES)
 
 # What tests and bakes call; doctor names the same for people.
 PACKAGES := e2fsprogs squashfs-tools mmdebstrap debian-archive-keyring dosfstools mtools gcc libc6-dev pkg-config libseccomp-dev \
-	xorriso qemu-system-x86 qemu-utils ovmf gdisk cryptsetup-bin xz-utils zstd bzip2 util-linux shellcheck systemd-container
+	xorriso qemu-system-x86 qemu-utils ovmf gdisk cryptsetup-bin xz-utils zstd bzip2 util-linux shellcheck systemd-container iproute2
 
 deps:
 	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>&1 | grep -v '^installed ' || true); \
@@ -42,6 +43,7 @@ lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./e2e
+	$(GO) vet -tags integration ./bootstrap/kube
 	shellcheck images/files/activation/activate images/files/activation/start .ci/run
 
 quick: $(AGENT) lint
@@ -52,6 +54,9 @@ test: deps build lint
 	$(MAKE) e2e
 
 RUN ?= .
+integration: deps
+	$(GO) test -tags integration -count=1 -v -timeout 10m -run '$(RUN)' ./bootstrap/kube
+
 e2e: deps build
 	$(GO) test -tags e2e -count=1 -v -timeout 60m -run '$(RUN)' ./e2e
 

@@ -1,11 +1,12 @@
 package kube
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"time"
@@ -95,7 +96,7 @@ func (n *Node) lock(ctx context.Context) (release func(), err error) {
 	if !ok {
 		return nil, ErrBusy
 	}
-	if api, _ := n.probeAPI(ctx); api != APISilent {
+	if api, _ := n.probeAPI(ctx, true); api != APISilent {
 		release()
 		return nil, ErrBusy
 	}
@@ -150,45 +151,47 @@ func (n *Node) clean(ctx context.Context, forget bool) error {
 func (n *Node) kubeadm(ctx context.Context, argv []string, budget time.Duration) error {
 	limited, cancel := context.WithTimeout(ctx, budget)
 	defer cancel()
-	out := &lineLog{logf: n.Logf, prefix: argv[0] + " " + argv[1]}
-	defer out.flush()
-	err := n.Run(limited, run.Cmd{Argv: argv, Stdout: out, Stderr: out, Env: []string{"HOME=/root"}})
+	out, words := &lineLog{n.Logf, argv[0] + " " + argv[1], nil, ""}, &lineLog{n.Logf, argv[0] + " " + argv[1], nil, ""}
+	err := n.Run(limited, run.Cmd{Argv: argv, Stdout: out, Stderr: words, Env: []string{"HOME=/root"}})
+	out.flush()
+	words.flush()
 	switch {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case limited.Err() != nil:
-		return fmt.Errorf("kubeadm %s did not end within %s (journalctl -u kubelet): its last words: %s", argv[1], budget, out.last)
+		return fmt.Errorf("kubeadm %s did not end within %s (journalctl -u kubelet): its last words: %s", argv[1], budget, cmp.Or(words.last, out.last))
 	}
 	return reason(err)
 }
 
-// lineLog logs a program's output line by line.
+// lineLog logs what a program writes, line by line.
 type lineLog struct {
 	logf    func(string, ...any)
 	prefix  string
-	partial strings.Builder
+	partial []byte
 	last    string
 }
 
-var _ io.Writer = (*lineLog)(nil)
-
 func (l *lineLog) Write(p []byte) (int, error) {
-	for _, b := range p {
-		if b == '\n' {
-			l.flush()
-			continue
+	l.partial = append(l.partial, p...)
+	for {
+		line, rest, ok := bytes.Cut(l.partial, []byte("\n"))
+		if !ok {
+			return len(p), nil
 		}
-		l.partial.WriteByte(b)
+		l.say(string(line))
+		l.partial = rest
 	}
-	return len(p), nil
 }
 
-func (l *lineLog) flush() {
-	if line := strings.TrimSpace(l.partial.String()); line != "" {
+// flush says what does not end with a newline.
+func (l *lineLog) flush() { l.say(string(l.partial)) }
+
+func (l *lineLog) say(line string) {
+	if line = strings.TrimSpace(line); line != "" {
 		l.last = line
 		l.logf("%s: %s", l.prefix, line)
 	}
-	l.partial.Reset()
 }

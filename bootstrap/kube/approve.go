@@ -33,8 +33,9 @@ type metadata struct {
 }
 
 type condition struct {
-	Type   string `json:"type"`
-	Status string `json:"status"`
+	Type    string `json:"type"`
+	Status  string `json:"status"`
+	Message string `json:"message"`
 }
 
 // csr is a CertificateSigningRequest.

@@ -46,9 +46,9 @@ func aRequest(t *testing.T, change func(*csr, *x509.CertificateRequest)) csr {
 func aNode(name string, created time.Time, ready bool) map[string]apiNode {
 	n := apiNode{Metadata: metadata{Name: name, UID: "uid-" + name, CreationTimestamp: created}}
 	if ready {
-		n.Status.Conditions = []condition{{"Ready", "True"}}
+		n.Status.Conditions = []condition{{Type: "Ready", Status: "True"}}
 	} else {
-		n.Status.Conditions = []condition{{"Ready", "Unknown"}}
+		n.Status.Conditions = []condition{{Type: "Ready", Status: "Unknown"}}
 	}
 	return map[string]apiNode{name: n}
 }
@@ -100,8 +100,12 @@ func TestJudge(t *testing.T) {
 		{"two names", func(c *csr, _ *x509.CertificateRequest) {
 			c.Spec.Groups = append(c.Spec.Groups, tokenGroup(false, "m1"))
 		}, nil, "later"},
-		{"approved already", func(c *csr, _ *x509.CertificateRequest) { c.Status.Conditions = []condition{{"Approved", "True"}} }, nil, "later"},
-		{"denied already", func(c *csr, _ *x509.CertificateRequest) { c.Status.Conditions = []condition{{"Denied", "True"}} }, nil, "later"},
+		{"approved already", func(c *csr, _ *x509.CertificateRequest) {
+			c.Status.Conditions = []condition{{Type: "Approved", Status: "True"}}
+		}, nil, "later"},
+		{"denied already", func(c *csr, _ *x509.CertificateRequest) {
+			c.Status.Conditions = []condition{{Type: "Denied", Status: "True"}}
+		}, nil, "later"},
 		// Pools.
 		{"pool", poolAsks("spare-aaaaaaaaaa"), nil, "approve"},
 		{"pool, a stale Node", poolAsks("spare-aaaaaaaaaa"), aNode("spare-aaaaaaaaaa", noon.Add(-time.Hour), false), "approve+delete"},
@@ -156,7 +160,7 @@ func TestJudgeSeveral(t *testing.T) {
 		want     []string
 	}{
 		{"two", []csr{at(0), at(time.Minute)}, []string{newer, "approve"}},
-		{"the newer one is approved", []csr{at(0), at(time.Minute, condition{"Approved", "True"})}, []string{newer}},
+		{"the newer one is approved", []csr{at(0), at(time.Minute, condition{Type: "Approved", Status: "True"})}, []string{newer}},
 		{"somebody else's does not count", []csr{at(0), foreign}, []string{"approve", "deny: the token of m1 asked for w1"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -33,9 +33,6 @@ const (
 	// startingFor is how long another's API server may be starting before it
 	// counts as one that never will.
 	startingFor = 20 * time.Minute
-	// certificateMargin is how long before its end a kubelet's certificate,
-	// which it renews at 70 to 90 % of its life, counts as lost.
-	certificateMargin = time.Minute
 )
 
 // Decide says what to do about what was observed. It is pure: same state, same action.
@@ -43,10 +40,8 @@ func Decide(s State) Action {
 	switch {
 	case s.DoneProblem != "":
 		return Action{Verb: Stop, Why: s.DoneProblem}
-	case s.Done != nil && s.Certificate.IsZero():
-		return Action{Verb: Clean, Forget: true, Why: "the kubelet has lost its certificate: joining again"}
-	case s.Done != nil && s.Now.After(s.Certificate.Add(-certificateMargin)):
-		return Action{Verb: Clean, Forget: true, Why: "the kubelet's certificate ended at " + s.Certificate.UTC().Format(time.RFC3339) + ": joining again"}
+	case s.Done != nil && s.Certificate.useless(s.Now):
+		return decideRejoin(s)
 	case s.Done != nil:
 		return Action{Verb: Keep}
 	case !s.Runtime:
@@ -59,6 +54,22 @@ func Decide(s State) Action {
 		return decideMaster(s)
 	}
 	return decideWorker(s)
+}
+
+// decideRejoin is for a Node whose kubelet cannot show who it is any more: the
+// machine was off for too long, or somebody removed the certificate. Joining
+// again begins with a reset, so it waits until the cluster, by a certificate
+// that is valid on this machine's clock, accepts this machine's token: a clock
+// that is wrong must not undo a cluster.
+func decideRejoin(s State) Action {
+	why := "the kubelet's certificate ended at " + s.Certificate.Until.UTC().Format(time.RFC3339)
+	if s.Certificate.Missing {
+		why = "the kubelet has lost its certificate"
+	}
+	if s.API != APIReady || s.Token != Yes {
+		return wait("%s, and no API server of another machine accepts this machine's token (%s): check the clock", why, s.APIDetail)
+	}
+	return Action{Verb: Clean, Forget: true, Why: why + ": joining again"}
 }
 
 func decideMaster(s State) Action {

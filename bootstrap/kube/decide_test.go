@@ -27,12 +27,15 @@ func TestDecide(t *testing.T) {
 		want  Action // Why: a part of it
 	}{
 		// Joined.
-		{"joined", worker(func(s *State) { s.Done, s.Certificate = done, now.Add(time.Hour) }), Action{Verb: Keep}},
-		{"joined, runtime down", worker(func(s *State) { s.Done, s.Certificate, s.Runtime = done, now.Add(time.Hour), false }), Action{Verb: Keep}},
-		{"joined, no API", master(func(s *State) { s.Done, s.Certificate, s.API = done, now.Add(time.Hour), APISilent }), Action{Verb: Keep}},
+		{"joined", worker(func(s *State) { s.Done, s.Certificate = done, Certificate{Until: now.Add(time.Hour)} }), Action{Verb: Keep}},
+		{"joined, runtime down", worker(func(s *State) { s.Done, s.Certificate, s.Runtime = done, Certificate{Until: now.Add(time.Hour)}, false }), Action{Verb: Keep}},
+		{"joined, no API", master(func(s *State) { s.Done, s.Certificate, s.API = done, Certificate{Until: now.Add(time.Hour)}, APISilent }), Action{Verb: Keep}},
 		{"of another cluster", worker(func(s *State) { s.DoneProblem = "this disk joined another" }), Action{Verb: Stop, Why: "this disk joined another"}},
-		{"certificate lost", worker(func(s *State) { s.Done = done }), Action{Verb: Clean, Forget: true, Why: "lost its certificate"}},
-		{"certificate ended", worker(func(s *State) { s.Done, s.Certificate = done, ago(time.Hour) }), Action{Verb: Clean, Forget: true, Why: "ended at 2026-11-25T11:00:00Z"}},
+		{"certificate cannot be read now", worker(func(s *State) { s.Done = done }), Action{Verb: Keep}},
+		{"certificate lost", worker(func(s *State) { s.Done, s.Certificate.Missing = done, true }), Action{Verb: Clean, Forget: true, Why: "lost its certificate"}},
+		{"certificate ended", worker(func(s *State) { s.Done, s.Certificate.Until = done, ago(time.Hour) }), Action{Verb: Clean, Forget: true, Why: "ended at 2026-11-25T11:00:00Z"}},
+		{"certificate ended, or the clock is wrong", worker(func(s *State) { s.Done, s.Certificate.Until, s.API = done, ago(time.Hour), APISilent }), Action{Verb: Wait, Why: "check the clock"}},
+		{"certificate ended, token not known", master(func(s *State) { s.Done, s.Certificate.Until, s.Token = done, ago(time.Hour), No }), Action{Verb: Wait, Why: "accepts this machine's token"}},
 		// Before anything else.
 		{"no runtime", worker(func(s *State) { s.Runtime = false }), Action{Verb: Wait, Why: "container runtime"}},
 		{"debris", worker(func(s *State) { s.Debris = true }), Action{Verb: Clean, Why: "did not succeed"}},

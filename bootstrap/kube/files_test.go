@@ -137,14 +137,16 @@ func TestReason(t *testing.T) {
 		name, stderr, want string
 	}{
 		{"preflight", `W1125 17:00:00.000000    1234 checks.go:1000] something else
-error execution phase preflight: [preflight] Some fatal errors occurred:
+	[WARNING Hostname]: hostname "m1" could not be reached
+error: error execution phase preflight: [preflight] Some fatal errors occurred:
 	[ERROR NumCPU]: the number of available CPUs 1 is less than the required 2
 	[ERROR Port-6443]: Port 6443 is in use
 [preflight] If you know what you are doing, you can make a check non-fatal with ` + "`--ignore-preflight-errors=...`" + `
 To see the stack trace of this error execute with --v=5 or higher
-`, "kubeadm: [ERROR NumCPU]: the number of available CPUs 1 is less than the required 2; [ERROR Port-6443]: Port 6443 is in use"},
-		{"phase", "error execution phase kubelet-start: a Node with name \"w1\" and status \"Ready\" already exists in the cluster.\nTo see the stack trace of this error execute with --v=5 or higher\n",
+`, "kubeadm: preflight:; [ERROR NumCPU]: the number of available CPUs 1 is less than the required 2; [ERROR Port-6443]: Port 6443 is in use"},
+		{"phase", "error: error execution phase kubelet-start: a Node with name \"w1\" and status \"Ready\" already exists in the cluster.\nTo see the stack trace of this error execute with --v=5 or higher\n",
 			"kubeadm: kubelet-start: a Node with name \"w1\" and status \"Ready\" already exists in the cluster."},
+		{"not kubeadm's form", "Error: context deadline exceeded\n", "kubeadm: Error: context deadline exceeded"},
 		{"silent", "\n", "running kubeadm init: exit status 1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -85,7 +85,7 @@ type Config struct {
 	API, Etcd     string // HOST:PORT of the balancers; empty: APIEndpoint, EtcdEndpoint
 	Run           func(context.Context, run.Cmd) error
 	Now           func() time.Time
-	IgnoreChecks  []string      // kubeadm's preflight checks that may fail, besides its own minimum of CPUs and memory
+	IgnoreChecks  []string      // kubeadm's preflight checks that may fail; empty: its minimum of CPUs and memory, as nobody is there to say that a small machine will do
 	KubeadmBudget time.Duration // how long one kubeadm may take; 0: 40 min, more than its own time-outs together
 }
 
@@ -156,6 +156,9 @@ func New(c Config) (*Node, error) {
 	}
 	if c.Etcd == "" {
 		c.Etcd = EtcdEndpoint
+	}
+	if len(c.IgnoreChecks) == 0 {
+		c.IgnoreChecks = []string{"Mem", "NumCPU"}
 	}
 	if c.KubeadmBudget == 0 {
 		c.KubeadmBudget = 40 * time.Minute

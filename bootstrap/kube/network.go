@@ -55,17 +55,17 @@ func flannel(objects []kubeapi.Object, network nodeconf.Network) error {
 	}
 	configured, started := false, false
 	for _, o := range objects {
-		switch o.Text("kind") {
+		switch kubeapi.Text(o, "kind") {
 		case "ConfigMap":
-			if data, ok := field(o, "data").(kubeapi.Object); ok && data["net-conf.json"] != nil {
+			if data, ok := kubeapi.Field(o, "data").(kubeapi.Object); ok && data["net-conf.json"] != nil {
 				data["net-conf.json"], configured = conf, true
 			}
 		case "DaemonSet":
-			spec, _ := field(o, "spec", "template", "spec").(kubeapi.Object)
+			spec, _ := kubeapi.Field(o, "spec", "template", "spec").(kubeapi.Object)
 			list, _ := spec["containers"].([]any)
 			for _, c := range list {
 				container, _ := c.(kubeapi.Object)
-				if container.Text("name") != "kube-flannel" {
+				if kubeapi.Text(container, "name") != "kube-flannel" {
 					continue
 				}
 				command, _ := container["command"].([]any)
@@ -80,19 +80,6 @@ func flannel(objects []kubeapi.Object, network nodeconf.Network) error {
 		return fmt.Errorf("the manifest has no net-conf.json or no container kube-flannel")
 	}
 	return nil
-}
-
-// field is what a path of mappings leads to; nil: it leads nowhere.
-func field(o kubeapi.Object, path ...string) any {
-	var at any = o
-	for _, p := range path {
-		m, ok := at.(kubeapi.Object)
-		if !ok {
-			return nil
-		}
-		at = m[p]
-	}
-	return at
 }
 
 // flannelConf is flannel's net-conf.json

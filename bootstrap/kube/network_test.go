@@ -39,13 +39,13 @@ func TestFlannel(t *testing.T) {
 			}
 			found := 0
 			for _, o := range objects {
-				if got := o.Text("data", "net-conf.json"); got != "" {
+				if got := kubeapi.Text(o, "data", "net-conf.json"); got != "" {
 					found++
 					if got != tt.conf {
 						t.Errorf("net-conf.json is\n%s, want\n%s", got, tt.conf)
 					}
 				}
-				if list, ok := field(o, "spec", "template", "spec", "containers").([]any); ok {
+				if list, ok := kubeapi.Field(o, "spec", "template", "spec", "containers").([]any); ok {
 					found++
 					command := list[0].(kubeapi.Object)["command"].([]any)
 					if got := command[len(command)-1]; got != tt.command {

@@ -10,12 +10,9 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/kimage-project/kimage/pkg/kubeapi"
-	"github.com/kimage-project/kimage/pkg/run"
 )
 
 // Answer is how a question was answered. "Cannot reach" is never "does not exist".
@@ -46,9 +43,8 @@ type State struct {
 
 	Done        *Done  // kubeadm succeeded on this disk; nil: not yet
 	DoneProblem string // Done cannot be read, or is another cluster's or machine's
-	Certificate time.Time
+	Certificate Certificate
 	Debris      bool // of a kubeadm that did not succeed
-	SuperAdmin  bool // init's all-powerful credentials lie about
 	Runtime     bool
 	Failures    int       // of kubeadm, one after the other, in this run of the agent
 	FailedAt    time.Time // the last one
@@ -89,13 +85,12 @@ func (n *Node) Observe(ctx context.Context) State {
 	n.last.mu.Unlock()
 	s.Done, s.DoneProblem = n.done()
 	s.Certificate = n.kubeletCertificate()
-	s.SuperAdmin = exists(n.path(superConf))
-	if s.Done != nil || s.DoneProblem != "" {
-		return s // the rest is for those that must still join
+	if s.DoneProblem != "" || s.Done != nil && !s.Certificate.useless(s.Now) {
+		return s // the rest is for those that must join
 	}
 	s.Debris = n.debris()
 	s.Runtime = connects(n.path(criSocket))
-	s.API, s.APIDetail = n.probeAPI(ctx)
+	s.API, s.APIDetail = n.probeAPI(ctx, s.Done == nil)
 	if n.apiSeen.at.IsZero() || n.apiSeen.api != s.API {
 		n.apiSeen = answerSince{s.API, s.Now}
 	}
@@ -103,7 +98,7 @@ func (n *Node) Observe(ctx context.Context) State {
 	if s.API == APIReady {
 		n.askAPI(ctx, &s)
 	}
-	if s.Master && !s.Debris {
+	if s.Master && s.Done == nil && !s.Debris {
 		s.Etcd, s.Initialised, s.EtcdDetail = n.askEtcd(ctx)
 	}
 	return s
@@ -130,26 +125,38 @@ func (n *Node) done() (*Done, string) {
 	return &d, ""
 }
 
-// kubeletCertificate is when the kubelet's client certificate ends; zero: it
-// has none of this name.
-func (n *Node) kubeletCertificate() time.Time {
-	c, err := kubeapi.ReadKubeconfig(n.path(kubeletConf))
-	if err != nil {
-		return time.Time{}
+// Certificate is what is known of the kubelet's client certificate.
+type Certificate struct {
+	Missing bool      // there is none, or it is not this machine's
+	Until   time.Time // zero: it cannot be read now
+}
+
+// useless says whether the kubelet cannot join or renew by it.
+func (c Certificate) useless(now time.Time) bool {
+	return c.Missing || !c.Until.IsZero() && now.After(c.Until)
+}
+
+func (n *Node) kubeletCertificate() Certificate {
+	conf, err := kubeapi.ReadKubeconfig(n.path(kubeletConf))
+	if errors.Is(err, fs.ErrNotExist) {
+		return Certificate{Missing: true}
 	}
-	for rest := c.Cert; ; {
+	if err != nil {
+		return Certificate{}
+	}
+	for rest := conf.Cert; ; {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil {
-			return time.Time{}
+			return Certificate{Missing: true}
 		}
 		if block.Type != "CERTIFICATE" {
 			continue
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil || cert.Subject.CommonName != nodeUser+n.Name {
-			return time.Time{}
+			return Certificate{Missing: true}
 		}
-		return cert.NotAfter
+		return Certificate{Until: cert.NotAfter}
 	}
 }
 
@@ -181,136 +188,4 @@ func connects(socket string) bool {
 	}
 	c.Close()
 	return true
-}
-
-// probeTimeout is how long an API server on an emulated processor may think.
-const probeTimeout = 10 * time.Second
-
-// probeAPI asks the balancer and every master whether an API server is ready.
-func (n *Node) probeAPI(ctx context.Context) (API, string) {
-	ca, err := os.ReadFile(n.pki("ca.crt"))
-	if err != nil {
-		return APISilent, err.Error()
-	}
-	servers := []string{n.API}
-	for _, m := range n.Masters() {
-		if m.Name != n.Name { // one's own is of an attempt that was cut off
-			servers = append(servers, net.JoinHostPort(m.Address, apiPort))
-		}
-	}
-	var (
-		wg      sync.WaitGroup
-		mu      sync.Mutex
-		best    API
-		details []string
-	)
-	for _, server := range servers {
-		wg.Go(func() {
-			api, detail := probeOne(ctx, server, ca)
-			mu.Lock()
-			defer mu.Unlock()
-			best = max(best, api)
-			details = append(details, server+": "+detail)
-		})
-	}
-	wg.Wait()
-	return best, strings.Join(details, "; ")
-}
-
-// probeOne asks without credentials: a token that is not known yet would be refused.
-func probeOne(ctx context.Context, server string, ca []byte) (API, string) {
-	c, err := kubeapi.New(kubeapi.Config{Server: "https://" + server, CA: ca, Timeout: probeTimeout})
-	if err != nil {
-		return APISilent, err.Error()
-	}
-	defer c.Close()
-	var answer string
-	err = c.Get(ctx, "/readyz", nil, &answer)
-	var e *kubeapi.Error
-	switch {
-	case err == nil:
-		return APIReady, "ready"
-	case errors.As(err, &e) && (e.Code == 401 || e.Code == 403):
-		return APIReady, "ready" // it lets nobody ask without credentials
-	case errors.As(err, &e):
-		return APIStarting, "not ready"
-	}
-	return APISilent, rootCause(err)
-}
-
-// rootCause is the innermost error: without the URL around it.
-func rootCause(err error) string {
-	for {
-		next := errors.Unwrap(err)
-		if next == nil {
-			return err.Error()
-		}
-		err = next
-	}
-}
-
-// askAPI asks the cluster about this machine, as this machine.
-func (n *Node) askAPI(ctx context.Context, s *State) {
-	c, err := n.tokenClient()
-	if err != nil {
-		s.APIDetail = err.Error()
-		return
-	}
-	err = c.Get(ctx, "/api/v1/namespaces/kube-system/configmaps/kubeadm-config", nil, nil)
-	switch {
-	case err == nil:
-		s.Token = Yes
-	case kubeapi.Is(err, 401), kubeapi.Is(err, 403), kubeapi.Is(err, 404):
-		s.Token = No
-		return
-	default:
-		return
-	}
-	var version struct{ GitVersion string }
-	if err := c.Get(ctx, "/version", nil, &version); err == nil {
-		s.APIVersion = version.GitVersion
-	}
-	var node apiNode
-	switch err := c.Get(ctx, "/api/v1/nodes/"+n.Name, nil, &node); {
-	case err == nil && node.ready():
-		s.NodeReady = Yes
-	case err == nil, kubeapi.Is(err, 404):
-		s.NodeReady = No
-	}
-}
-
-// tokenClient talks to the cluster by this machine's token.
-func (n *Node) tokenClient() (*kubeapi.Client, error) {
-	if n.clients.token != nil {
-		return n.clients.token, nil
-	}
-	token, err := n.token()
-	if err != nil {
-		return nil, err
-	}
-	ca, err := os.ReadFile(n.pki("ca.crt"))
-	if err != nil {
-		return nil, err
-	}
-	n.clients.token, err = kubeapi.New(kubeapi.Config{Server: "https://" + n.API, CA: ca, Token: token, Timeout: probeTimeout})
-	return n.clients.token, err
-}
-
-// askEtcd asks etcd, by a linearizable read, whether something finished
-// initialising this cluster: the record that provisioning writes last. The API
-// server's own keys are not encrypted, only their values.
-func (n *Node) askEtcd(ctx context.Context) (serves, initialised Answer, detail string) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	var out strings.Builder
-	err := n.Run(ctx, run.Cmd{Stdout: &out, Argv: []string{"etcdctl", "--endpoints=https://" + n.Etcd, "--cacert=" + n.pki("etcd-ca.crt"),
-		"--cert=" + n.pki("apiserver-etcd-client.crt"), "--key=" + n.pki("apiserver-etcd-client.key"), "--command-timeout=20s", "--dial-timeout=10s",
-		"get", "--keys-only", recordKey}})
-	if err != nil {
-		return Unknown, Unknown, reason(err).Error()
-	}
-	if strings.Contains(out.String(), recordKey) {
-		return Yes, Yes, ""
-	}
-	return Yes, No, ""
 }

@@ -44,7 +44,7 @@ func (n *Node) keep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(n.provision(ctx, c), n.approve(ctx, c), n.label(ctx, c))
+	return errors.Join(n.provision(ctx, c), n.forbidAutoApproval(ctx, c), n.approve(ctx, c), n.label(ctx, c))
 }
 
 // provision makes what init does not: tokens and the rights of their users, and
@@ -88,16 +88,36 @@ func (n *Node) provision(ctx context.Context, c *kubeapi.Client) error {
 	return nil
 }
 
-// rights lets the users of tokens ask, and nobody be approved automatically but
-// a kubelet that renews its own certificate.
+// rights lets the users of tokens ask.
 func (n *Node) rights(ctx context.Context, c *kubeapi.Client) error {
 	for _, o := range joinRights() {
 		if err := c.Apply(ctx, o); err != nil {
 			return err
 		}
 	}
-	// kubeadm's own: it approves any name for its own tokens, of which there are none.
-	return c.Delete(ctx, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/kubeadm:node-autoapprove-bootstrap", "")
+	return nil
+}
+
+// autoApproval is what kubeadm makes: requests by its own tokens are approved
+// whatever the name.
+const autoApproval = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/kubeadm:node-autoapprove-bootstrap"
+
+// forbidAutoApproval leaves only a kubelet that renews its own certificate to be
+// approved automatically. kubeadm makes the binding again in every first init,
+// of which there may be two, and in every upgrade.
+func (n *Node) forbidAutoApproval(ctx context.Context, c *kubeapi.Client) error {
+	err := c.Get(ctx, autoApproval, nil, nil)
+	if kubeapi.Is(err, 404) {
+		return nil
+	}
+	if err == nil {
+		err = c.Delete(ctx, autoApproval, "")
+	}
+	if err != nil {
+		return fmt.Errorf("removing kubeadm's automatic approval: %w", err)
+	}
+	n.Logf("removed kubeadm's automatic approval of certificates")
+	return nil
 }
 
 // grant makes tokens known. With a new join key, those of the old one go.

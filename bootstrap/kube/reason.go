@@ -2,18 +2,22 @@ package kube
 
 import (
 	"errors"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/kimage-project/kimage/pkg/run"
 )
 
 // noise are lines of kubeadm that say nothing about what went wrong.
-var noise = []string{"To see the stack trace of this error", "[preflight] If you know what you are doing", "Some fatal errors occurred", "W1", "W0", "I1", "I0"}
+var noise = [...]string{"To see the stack trace of this error", "[preflight] If you know what you are doing", "[preflight] Some fatal errors occurred", "[WARNING "}
 
 // maxReasonLines bounds what of a program's last words is shown.
 const maxReasonLines = 6
 
-// reason is what a failed program said, as short as it can be shown.
+// reason is what a failed program said, as short as it can be shown: from the
+// line on in which kubeadm says what failed, without warnings and advice.
 func reason(err error) error {
 	var e *run.Error
 	if !errors.As(err, &e) {
@@ -22,12 +26,14 @@ func reason(err error) error {
 	var lines []string
 	for line := range strings.Lines(e.Stderr) {
 		line = strings.TrimSpace(line)
-		line = strings.TrimPrefix(line, "error: ")
-		line = strings.TrimPrefix(line, "error execution phase ")
-		if line == "" || isNoise(line) {
-			continue
+		if rest, ok := strings.CutPrefix(line, "error: "); ok {
+			line, lines = rest, nil
 		}
-		lines = append(lines, line)
+		line = strings.TrimPrefix(line, "error execution phase ")
+		line = strings.TrimSuffix(line, " [preflight] Some fatal errors occurred:")
+		if line != "" && !isNoise(line) {
+			lines = append(lines, line)
+		}
 	}
 	if len(lines) == 0 {
 		return err
@@ -35,23 +41,21 @@ func reason(err error) error {
 	if n := len(lines) - maxReasonLines; n > 0 {
 		lines = lines[n:]
 	}
-	return &kubeadmError{strings.Join(lines, "; "), e}
+	return &programError{strings.Join(lines, "; "), e}
 }
+
+// klogLine is one of the log that Kubernetes' programs mix with what they say.
+var klogLine = regexp.MustCompile(`^[IW]\d{4} `)
 
 func isNoise(line string) bool {
-	for _, n := range noise {
-		if strings.Contains(line, n) && (len(n) > 2 || strings.HasPrefix(line, n)) {
-			return true
-		}
-	}
-	return false
+	return klogLine.MatchString(line) || slices.ContainsFunc(noise[:], func(n string) bool { return strings.Contains(line, n) })
 }
 
-// kubeadmError shows kubeadm's own words.
-type kubeadmError struct {
+// programError shows a program's own words.
+type programError struct {
 	words string
 	err   *run.Error
 }
 
-func (e *kubeadmError) Error() string { return "kubeadm: " + e.words }
-func (e *kubeadmError) Unwrap() error { return e.err }
+func (e *programError) Error() string { return filepath.Base(e.err.Argv[0]) + ": " + e.words }
+func (e *programError) Unwrap() error { return e.err }

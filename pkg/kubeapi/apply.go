@@ -14,7 +14,7 @@ import (
 )
 
 // Object is any object of the API, as JSON decodes it.
-type Object map[string]any
+type Object = map[string]any
 
 // resource is how a kind is reached.
 type resource struct {
@@ -41,20 +41,22 @@ func Objects(manifest []byte) ([]Object, error) {
 	}
 }
 
-// Text is the string at a path of fields; empty: not there.
-func (o Object) Text(path ...string) string {
-	var at any = map[string]any(o)
+// Field is what a path of mappings leads to; nil: it leads nowhere.
+func Field(o Object, path ...string) any {
+	var at any = o
 	for _, p := range path {
-		switch m := at.(type) {
-		case map[string]any:
-			at = m[p]
-		case Object:
-			at = m[p]
-		default:
-			return ""
+		m, ok := at.(Object)
+		if !ok {
+			return nil
 		}
+		at = m[p]
 	}
-	s, _ := at.(string)
+	return at
+}
+
+// Text is the string that a path of mappings leads to; empty: none.
+func Text(o Object, path ...string) string {
+	s, _ := Field(o, path...).(string)
 	return s
 }
 
@@ -72,14 +74,14 @@ func (c *Client) Apply(ctx context.Context, o Object) error {
 	err = c.do(ctx, request{method: http.MethodPatch, path: path, contentType: "application/apply-patch+yaml", body: body,
 		query: url.Values{"fieldManager": {c.manager}, "force": {"true"}}}, nil)
 	if err != nil {
-		return fmt.Errorf("applying %s %s: %w", o.Text("kind"), o.Text("metadata", "name"), err)
+		return fmt.Errorf("applying %s %s: %w", Text(o, "kind"), Text(o, "metadata", "name"), err)
 	}
 	return nil
 }
 
 // path is where an object lives.
 func (c *Client) path(ctx context.Context, o Object) (string, error) {
-	version, kind, name, namespace := o.Text("apiVersion"), o.Text("kind"), o.Text("metadata", "name"), o.Text("metadata", "namespace")
+	version, kind, name, namespace := Text(o, "apiVersion"), Text(o, "kind"), Text(o, "metadata", "name"), Text(o, "metadata", "namespace")
 	if version == "" || kind == "" || name == "" {
 		return "", errors.New("an object of a manifest has no apiVersion, kind or name")
 	}

@@ -49,7 +49,7 @@ func serve(t *testing.T, answers map[string]string) (*Client, *[]string) {
 func TestGet(t *testing.T) {
 	c, _ := serve(t, map[string]string{"GET /api/v1/nodes/a": `{"metadata":{"name":"a"}}`, "GET /readyz": "ok", "GET /broken": "{"})
 	var o Object
-	if err := c.Get(t.Context(), "/api/v1/nodes/a", nil, &o); err != nil || o.Text("metadata", "name") != "a" {
+	if err := c.Get(t.Context(), "/api/v1/nodes/a", nil, &o); err != nil || Text(o, "metadata", "name") != "a" {
 		t.Errorf("got %v, %v", o, err)
 	}
 	var s string
