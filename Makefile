@@ -6,6 +6,7 @@
 #   make image      bake Debian 13 with Kubernetes into out/
 #   make e2e        the stories of CI that boot what was baked; RUN=name for one
 #   make chaos      founding on real etcd in network namespaces: 200 random schedules; SEED=n for one, chaos-short for 12
+#   make integration  machines in namespaces become a cluster with the real kubeadm, etcd and control plane (root; after a bake from source)
 #   make bench      speed and memory, as ratios in one run
 #   make fuzz       the readers of hostile input, five minutes each (FUZZTIME=1m)
 #
@@ -16,7 +17,7 @@ GO := go
 AGENT := cmd/kimage/agent/kimage-agent-amd64
 SOURCES := $(shell find bootstrap cmd/kimage-agent pkg -name '*.go' -not -name '*_test.go') go.mod go.sum
 
-.PHONY: all build deps image test quick e2e chaos chaos-short bench fuzz lint clean
+.PHONY: all build deps image test quick integration e2e chaos chaos-short bench fuzz lint clean
 
 all: build
 
@@ -44,6 +45,7 @@ lint:
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./e2e
 	$(GO) vet -tags chaos ./bootstrap/etcd
+	$(GO) vet -tags integration ./bootstrap/kube
 	shellcheck images/files/activation/activate images/files/activation/start .ci/run e2e/bench.sh
 
 quick: $(AGENT) lint
@@ -55,6 +57,9 @@ test: deps build lint
 	$(MAKE) e2e
 
 RUN ?= .
+integration: deps
+	$(GO) test -tags integration -count=1 -v -timeout 10m -run '$(RUN)' ./bootstrap/kube
+
 e2e: deps build
 	$(GO) test -tags e2e -count=1 -v -timeout 60m -run '$(RUN)' ./e2e
 

@@ -35,6 +35,8 @@ var payloadFiles = map[string]string{
 	"kimage-images.service":   "usr/lib/systemd/system/kimage-images.service",
 	"kimage-grow.service":     "usr/lib/systemd/system/kimage-grow.service",
 	"kimage-balancer.service": "usr/lib/systemd/system/kimage-balancer.service",
+	"etcd.service":            "usr/lib/systemd/system/etcd.service",
+	"kimage-agent.service":    "usr/lib/systemd/system/kimage-agent.service",
 	"kubelet.service":         "usr/lib/systemd/system/kubelet.service",
 	"10-kubeadm.conf":         "usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf",
 	"containerd.toml":         "usr/share/kimage/containerd.toml",
@@ -83,7 +85,7 @@ func (b *Builder) payloadTree(set *components.Set, m manifest) (*tree.Tree, erro
 			return nil, err
 		}
 	}
-	for _, unit := range []string{"containerd", "kimage-images", "kimage-grow", "kimage-balancer", "kubelet"} {
+	for _, unit := range []string{"containerd", "kimage-images", "kimage-grow", "kimage-balancer", "kubelet", "kimage-agent"} {
 		if err := t.Symlink("usr/lib/systemd/system/kimage.target.wants/"+unit+".service", "../"+unit+".service"); err != nil {
 			return nil, err
 		}

@@ -49,7 +49,7 @@ func etcdProgram(t *testing.T) string {
 	build := gobuild.Build{Module: "go.etcd.io/etcd/server/v3", Version: "v" + etcdVersion, Package: "go.etcd.io/etcd/server/v3", Arch: runtime.GOARCH}
 	entry, _, err := store.Dir(t.Context(), "program", cache.Key("etcd of the balancer's tests", etcdVersion, runtime.GOARCH),
 		func(ctx context.Context, dir string) error {
-			return build.Run(ctx, t.TempDir(), filepath.Join(dir, "etcd"))
+			return build.Run(ctx, t.TempDir(), filepath.Join(dir, "etcd"), nil)
 		})
 	if err != nil {
 		t.Fatal(err)

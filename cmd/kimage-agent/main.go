@@ -47,6 +47,14 @@ func newRoot() *cobra.Command {
 				}
 				return err
 			}},
+		&cobra.Command{Use: "run", Short: "Make this machine a part of its cluster, and keep it one", Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				err := bootstrap.Run(cmd.Context(), func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) })
+				if cmd.Context().Err() != nil {
+					return nil
+				}
+				return err
+			}},
 		newStatus(), newBalance())
 	return root
 }

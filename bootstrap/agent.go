@@ -1,0 +1,355 @@
+package bootstrap
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kimage-project/kimage/bootstrap/balancer"
+	"github.com/kimage-project/kimage/bootstrap/etcd"
+	"github.com/kimage-project/kimage/bootstrap/kube"
+	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+	"github.com/kimage-project/kimage/pkg/kubeapi"
+)
+
+// Pauses between looks.
+const (
+	pauseMoving  = 2 * time.Second
+	pauseSettled = 10 * time.Second
+)
+
+// Agent makes this machine a part of its cluster, and keeps it one.
+type Agent struct {
+	conf  nodeconf.Config
+	name  string
+	image Manifest
+	logf  func(string, ...any)
+	phase *phases
+}
+
+// Run is the agent's whole life. It ends with ctx, or where it cannot begin.
+func Run(ctx context.Context, logf func(string, ...any)) error {
+	data, err := os.ReadFile(nodeconf.File)
+	if err != nil {
+		return fmt.Errorf("this machine was not told what it is: %w", err)
+	}
+	conf, err := nodeconf.Decode(data)
+	if err != nil {
+		return err
+	}
+	image, err := readManifest()
+	if err != nil {
+		return err
+	}
+	name := conf.Node.Name
+	if name == "" {
+		if name, err = kube.PoolName(conf.Node.Pool, ""); err != nil {
+			return err
+		}
+	}
+	a := &Agent{conf: conf, name: name, image: image, logf: logf, phase: &phases{node: name, logf: logf, now: time.Now, file: phaseFile}}
+	if err := a.setClock(); err != nil {
+		logf("%v", err)
+	}
+	if err := a.identify(ctx); err != nil {
+		return err
+	}
+	ended := make(chan error, 2)
+	parts := 0
+	if conf.Node.Has(nodeconf.RoleEtcd) {
+		parts++
+		go func() { ended <- a.runEtcd(ctx) }()
+	}
+	if conf.Node.Has(nodeconf.RoleMaster) || conf.Node.Has(nodeconf.RoleWorker) {
+		parts++
+		go func() { ended <- a.runKube(ctx) }()
+	}
+	if parts == 0 {
+		return errors.New("BUG: a machine without roles")
+	}
+	return <-ended
+}
+
+// setClock moves a clock that is behind what is certain: certificates would
+// not be valid yet.
+func (a *Agent) setClock() error {
+	floor := a.conf.Cluster.Issued
+	if !time.Now().Before(floor) {
+		return nil
+	}
+	ts := unix.NsecToTimespec(floor.UnixNano())
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+		return fmt.Errorf("the clock is before the config's making (%s) and cannot be set: %w", floor.Format(time.RFC3339), err)
+	}
+	a.logf("the clock was before the config's making: set to %s", floor.Format(time.RFC3339))
+	return nil
+}
+
+// identify goes on only when machine, image and disk are those of the config.
+func (a *Agent) identify(ctx context.Context) error {
+	for {
+		why := a.whyNot()
+		if why == "" {
+			return nil
+		}
+		a.phase.set(PhaseStopped, why)
+		if err := sleep(ctx, pauseSettled); err != nil {
+			return err
+		}
+	}
+}
+
+func (a *Agent) whyNot() string {
+	if _, err := findData(); err != nil {
+		return err.Error()
+	}
+	m, err := readMachine()
+	if err != nil {
+		return err.Error()
+	}
+	owner, err := readOwner()
+	if err != nil {
+		return err.Error()
+	}
+	if why := wrong(a.conf, a.name, m, a.image, owner); why != "" || owner != nil {
+		return why
+	}
+	if err := own(Owner{a.conf.Cluster.UID, a.name, m.id}); err != nil {
+		return fmt.Sprintf("writing whose disk this is: %v", err)
+	}
+	return ""
+}
+
+// runEtcd founds etcd and keeps it running.
+func (a *Agent) runEtcd(ctx context.Context) error {
+	signed, err := readRoster(nodeconf.RosterFile)
+	if err != nil {
+		return err
+	}
+	only := !a.conf.Node.Has(nodeconf.RoleMaster) && !a.conf.Node.Has(nodeconf.RoleWorker)
+	e, err := etcd.New(etcd.Config{Name: a.name, Address: a.conf.Node.Addresses[0], Cluster: a.conf.Cluster, Roster: signed, State: Data + "/state", Settled: 5 * time.Second,
+		Mounted: func() error { _, err := findData(); return err },
+		Running: etcdRuns, Start: startEtcd, Halt: haltEtcd, Logf: a.logf,
+		Report: func(act etcd.Action) {
+			switch act.Do {
+			case etcd.Stop:
+				a.phase.set(PhaseStopped, act.Why)
+			case etcd.Keep:
+				if only {
+					a.phase.set(PhaseReady, "")
+				}
+			default:
+				if only || !joined() {
+					a.phase.set(PhaseEtcd, act.Why)
+				}
+			}
+		}})
+	if err != nil {
+		return err
+	}
+	return e.Run(ctx)
+}
+
+func joined() bool { return exists("/etc/kubernetes/kubelet.conf") }
+
+// runKube makes the machine a Node.
+func (a *Agent) runKube(ctx context.Context) error {
+	addresses := a.conf.Node.Addresses
+	for len(addresses) == 0 {
+		if found := a.ownAddress(); found != "" {
+			addresses = []string{found}
+			break
+		}
+		a.phase.set(PhaseWaiting, "no network leads to a master: this machine has no address yet (is the cable in, does DHCP answer?)")
+		if err := sleep(ctx, pauseMoving); err != nil {
+			return err
+		}
+	}
+	n, err := kube.New(kube.Config{Node: a.conf, Name: a.name, Addresses: addresses, Masters: a.masters, Lock: initLock, Logf: a.logf})
+	if err != nil {
+		return err
+	}
+	for {
+		s := n.Observe(ctx)
+		act := kube.Decide(s)
+		a.tell(act)
+		pause := pauseMoving
+		if err := n.Apply(ctx, act); err != nil && ctx.Err() == nil && !errors.Is(err, kube.ErrBusy) {
+			a.logf("%s: %v", act.Verb, err)
+		}
+		if act.Verb == kube.Keep && a.ready(ctx) {
+			pause = pauseSettled
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+	}
+}
+
+func (a *Agent) tell(act kube.Action) {
+	switch act.Verb {
+	case kube.Stop:
+		a.phase.set(PhaseStopped, act.Why)
+	case kube.Wait, kube.Clean:
+		a.phase.set(PhaseWaiting, act.Why)
+	case kube.Init:
+		a.phase.set(PhaseInit, act.Why)
+	case kube.Join:
+		a.phase.set(PhaseJoin, act.Why)
+	}
+}
+
+// ready asks the cluster whether it calls this Node Ready, and tells the
+// balancers which API servers the cluster has.
+func (a *Agent) ready(ctx context.Context) bool {
+	conf, err := kubeapi.ReadKubeconfig("/etc/kubernetes/kubelet.conf")
+	if err != nil {
+		a.phase.set(PhaseJoined, err.Error())
+		return false
+	}
+	c, err := kubeapi.New(conf)
+	if err != nil {
+		a.phase.set(PhaseJoined, err.Error())
+		return false
+	}
+	defer c.Close()
+	var node struct {
+		Status struct {
+			Conditions []struct{ Type, Status, Message string }
+		}
+	}
+	if err := c.Get(ctx, "/api/v1/nodes/"+a.name, nil, &node); err != nil {
+		a.phase.set(PhaseJoined, err.Error())
+		return false
+	}
+	a.rememberMasters(ctx, c)
+	for _, cond := range node.Status.Conditions {
+		if cond.Type == "Ready" && cond.Status == "True" {
+			a.phase.set(PhaseReady, "")
+			return true
+		}
+		if cond.Type == "Ready" {
+			a.phase.set(PhaseJoined, cond.Message)
+			return false
+		}
+	}
+	a.phase.set(PhaseJoined, "the kubelet has not reported yet")
+	return false
+}
+
+// rememberMasters keeps the addresses behind the service kubernetes.
+func (a *Agent) rememberMasters(ctx context.Context, c *kubeapi.Client) {
+	var endpoints struct {
+		Subsets []struct {
+			Addresses []struct{ IP string }
+			Ports     []struct{ Port int }
+		}
+	}
+	if err := c.Get(ctx, "/api/v1/namespaces/default/endpoints/kubernetes", nil, &endpoints); err != nil {
+		return // the roster's masters stay
+	}
+	var servers []string
+	for _, s := range endpoints.Subsets {
+		for _, addr := range s.Addresses {
+			for _, p := range s.Ports {
+				servers = append(servers, net.JoinHostPort(addr.IP, fmt.Sprint(p.Port)))
+			}
+		}
+	}
+	if err := balancer.WriteAPIServers(balancer.StateDir, a.conf.Cluster.UID, servers); err != nil {
+		a.logf("%v", err)
+	}
+}
+
+// masters are those of the highest roster on this machine.
+func (a *Agent) masters() []nodeconf.Master {
+	var best *nodeconf.Roster
+	for _, file := range []string{nodeconf.RosterFile, filepath.Join(balancer.StateDir, balancer.RosterFile)} {
+		signed, err := readRoster(file)
+		if err != nil {
+			continue
+		}
+		r, err := signed.Open(a.conf.Cluster.RosterKey, a.conf.Cluster.UID)
+		if err != nil {
+			a.logf("%s: %v", file, err)
+			continue
+		}
+		if best == nil {
+			best = &r
+		} else if newer, err := r.Newer(*best); err == nil && newer {
+			best = &r
+		}
+	}
+	if best == nil {
+		return nil
+	}
+	return best.Masters
+}
+
+func readRoster(file string) (s nodeconf.SignedRoster, err error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(data, &s); err != nil {
+		return s, fmt.Errorf("reading %s: %w", file, err)
+	}
+	return s, nil
+}
+
+// ownAddress is the source of the route to the masters; nothing is sent.
+func (a *Agent) ownAddress() string {
+	for _, m := range a.masters() {
+		conn, err := net.Dial("udp", net.JoinHostPort(m.Address, "6443"))
+		if err != nil {
+			continue
+		}
+		conn.Close()
+		if ap, err := netip.ParseAddrPort(conn.LocalAddr().String()); err == nil {
+			return ap.Addr().WithZone("").String()
+		}
+	}
+	return ""
+}
+
+// etcdHealthy asks the own etcd, which answers on loopback without TLS.
+func etcdHealthy(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/readyz", etcd.MetricsPort), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("etcd is not ready: %s", resp.Status)
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// told says whether first boot told this machine what it is.
+func told() bool {
+	_, err := os.Stat(nodeconf.File)
+	return !errors.Is(err, fs.ErrNotExist)
+}

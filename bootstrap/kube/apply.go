@@ -1,0 +1,197 @@
+package kube
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/kimage-project/kimage/pkg/run"
+)
+
+// ErrBusy: another master holds the lock. It is no failure; observe again.
+var ErrBusy = errors.New("another master is initialising the cluster")
+
+// resetBudget is how long cleaning up may take: unmounting pods' volumes and
+// stopping their containers.
+const resetBudget = 10 * time.Minute
+
+// Apply does what Decide said. It may be killed at any point: what it leaves is
+// seen by the next Observe. Wait and Stop do nothing.
+func (n *Node) Apply(ctx context.Context, a Action) error {
+	switch a.Verb {
+	case Clean:
+		return n.clean(ctx, a.Forget)
+	case Init, Join:
+		err := n.attempt(ctx, a)
+		if errors.Is(err, ErrBusy) || ctx.Err() != nil {
+			return err
+		}
+		n.tried(err)
+		return err
+	case Keep:
+		return n.keep(ctx)
+	}
+	return nil
+}
+
+// attempt is one kubeadm init or join, to its end.
+func (n *Node) attempt(ctx context.Context, a Action) error {
+	token, err := n.token()
+	if err != nil {
+		return err
+	}
+	if err := n.SyncResolver(); err != nil {
+		return err
+	}
+	if a.Verb == Init {
+		release, err := n.lock(ctx)
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
+	if n.master() {
+		if err := errors.Join(n.placePKI(), n.placeEncryption()); err != nil {
+			return err
+		}
+	}
+	var config []byte
+	argv := []string{"kubeadm", "init", "--config", n.path(kubeadmFile), "--skip-token-print"}
+	if a.Verb == Init {
+		config, err = n.initConfig(a.Again, token)
+	} else {
+		argv = []string{"kubeadm", "join", "--config", n.path(kubeadmFile)}
+		config, err = n.joinConfig()
+		if err == nil {
+			err = n.placeDiscovery(token)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := n.write(kubeadmFile, config, 0o600); err != nil {
+		return err
+	}
+	if err := n.kubeadm(ctx, argv, n.KubeadmBudget); err != nil {
+		return err
+	}
+	return n.finish(string(a.Verb))
+}
+
+// lock takes the lock, and makes sure that nobody finished while it was waited for.
+func (n *Node) lock(ctx context.Context) (release func(), err error) {
+	if n.Lock == nil {
+		return func() {}, nil
+	}
+	release, ok, err := n.Lock(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("asking for the lock of initialisation: %w", err)
+	}
+	if !ok {
+		return nil, ErrBusy
+	}
+	if api, _ := n.probeAPI(ctx, true); api != APISilent {
+		release()
+		return nil, ErrBusy
+	}
+	return release, nil
+}
+
+// finish writes the fact that kubeadm succeeded, then removes what only kubeadm
+// needed.
+func (n *Node) finish(by string) error {
+	data, err := json.Marshal(Done{ClusterUID: n.Node.Cluster.UID, Node: n.Name, Kubernetes: n.Node.Image.Kubernetes, By: by, At: n.Now().UTC().Truncate(time.Second)})
+	if err != nil {
+		return err
+	}
+	if err := n.write(doneFile, append(data, '\n'), 0o644); err != nil {
+		return err
+	}
+	return n.tidy()
+}
+
+// tidy removes credentials that have no use after kubeadm: those of init that
+// no access rule can limit, and copies of the token.
+func (n *Node) tidy() error {
+	return errors.Join(n.remove(superConf), n.remove(discoveryFile), n.remove(kubeadmFile), n.remove(kubernetesDir+"/bootstrap-kubelet.conf"))
+}
+
+// clean undoes what a kubeadm left. etcd, nodeconf.Dir and ownDir stay.
+func (n *Node) clean(ctx context.Context, forget bool) error {
+	if forget {
+		// First of all: cut off here, the machine must still know that it has to join.
+		if err := n.remove(doneFile); err != nil {
+			return err
+		}
+	}
+	n.clients.admin = nil
+	// The kubeconfig is one that does not exist: kubeadm would ask the cluster
+	// for its configuration, and wait.
+	if err := n.kubeadm(ctx, []string{"kubeadm", "reset", "--force", "--skip-phases=preflight,remove-etcd-member", "--cleanup-tmp-dir",
+		"--cri-socket=unix://" + criSocket, "--kubeconfig=" + n.path(ownDir+"/none")}, resetBudget); err != nil {
+		return fmt.Errorf("cleaning up: %w", err)
+	}
+	// kubeadm warns about what it cannot remove, and goes on.
+	for _, f := range attemptFiles {
+		if err := n.remove(f); err != nil {
+			return err
+		}
+	}
+	// It was there before the first kubeadm, and reset emptied the directory above it.
+	return os.MkdirAll(n.path(pluginDir), 0o755)
+}
+
+// kubeadm runs it; its error is kubeadm's own words.
+func (n *Node) kubeadm(ctx context.Context, argv []string, budget time.Duration) error {
+	limited, cancel := context.WithTimeout(ctx, budget)
+	defer cancel()
+	out, words := &lineLog{n.Logf, argv[0] + " " + argv[1], nil, ""}, &lineLog{n.Logf, argv[0] + " " + argv[1], nil, ""}
+	err := n.Run(limited, run.Cmd{Argv: argv, Stdout: out, Stderr: words, Env: []string{"HOME=/root"}})
+	out.flush()
+	words.flush()
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case limited.Err() != nil:
+		return fmt.Errorf("kubeadm %s did not end within %s (journalctl -u kubelet): its last words: %s", argv[1], budget, cmp.Or(words.last, out.last))
+	}
+	return reason(err)
+}
+
+// lineLog logs what a program writes, line by line.
+type lineLog struct {
+	logf    func(string, ...any)
+	prefix  string
+	partial []byte
+	last    string
+}
+
+func (l *lineLog) Write(p []byte) (int, error) {
+	l.partial = append(l.partial, p...)
+	for {
+		line, rest, ok := bytes.Cut(l.partial, []byte("\n"))
+		if !ok {
+			return len(p), nil
+		}
+		l.say(string(line))
+		l.partial = rest
+	}
+}
+
+// flush says what does not end with a newline.
+func (l *lineLog) flush() { l.say(string(l.partial)) }
+
+func (l *lineLog) say(line string) {
+	if line = strings.TrimSpace(line); line != "" {
+		l.last = line
+		l.logf("%s: %s", l.prefix, line)
+	}
+}

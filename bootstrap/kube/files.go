@@ -1,0 +1,121 @@
+package kube
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+	"github.com/kimage-project/kimage/pkg/atomicfile"
+)
+
+// pkiFiles are what a master brings to kubeadm, by their names below
+// nodeconf.PKIDir, and their places below kubeadm's directory. All else there
+// kubeadm makes from them.
+var pkiFiles = [...]struct{ from, to string }{
+	{nodeconf.ClusterCA + ".crt", "ca.crt"},
+	{nodeconf.ClusterCA + ".key", "ca.key"},
+	{nodeconf.FrontProxyCA + ".crt", "front-proxy-ca.crt"},
+	{nodeconf.FrontProxyCA + ".key", "front-proxy-ca.key"},
+	{nodeconf.ServiceAccountKey, "sa.key"},
+	{nodeconf.ServiceAccountPub, "sa.pub"},
+	{nodeconf.EtcdCA + ".crt", "etcd/ca.crt"},
+	{nodeconf.APIServerEtcd + ".crt", "apiserver-etcd-client.crt"},
+	{nodeconf.APIServerEtcd + ".key", "apiserver-etcd-client.key"},
+}
+
+// placePKI copies the issued PKI to where kubeadm looks for it: before every
+// attempt, because kubeadm reset empties that directory.
+func (n *Node) placePKI() error {
+	for _, f := range pkiFiles {
+		data, err := os.ReadFile(n.pki(f.from))
+		if err != nil {
+			return fmt.Errorf("reading what first boot wrote (give the machine its config again: kimage config): %w", err)
+		}
+		mode := os.FileMode(0o600)
+		if !strings.HasSuffix(f.to, ".key") {
+			mode = 0o644
+		}
+		if err := n.write(kubernetesDir+"/pki/"+f.to, data, mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// write puts content at p, making the directories above it.
+func (n *Node) write(p string, content []byte, mode os.FileMode) error {
+	file := n.path(p)
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	if old, err := os.ReadFile(file); err == nil && string(old) == string(content) {
+		if fi, err := os.Stat(file); err == nil && fi.Mode().Perm() == mode {
+			return nil
+		}
+	}
+	return atomicfile.Write(file, content, mode)
+}
+
+// encryptionBytes is the size of a key of secretbox.
+const encryptionBytes = 32
+
+// placeEncryption writes how Secrets are encrypted in etcd. identity comes
+// last: what an administrator wrote before stays readable.
+func (n *Node) placeEncryption() error {
+	data, err := os.ReadFile(n.pki(nodeconf.EncryptionKey))
+	if err != nil {
+		return fmt.Errorf("reading what first boot wrote (give the machine its config again: kimage config): %w", err)
+	}
+	key := strings.TrimSpace(string(data))
+	if raw, err := base64.StdEncoding.DecodeString(key); err != nil || len(raw) != encryptionBytes {
+		return fmt.Errorf("%s is not %d bytes in base64: make it again with kimage config", n.pki(nodeconf.EncryptionKey), encryptionBytes)
+	}
+	config, err := documents(object{"apiVersion": "apiserver.config.k8s.io/v1", "kind": "EncryptionConfiguration",
+		"resources": []any{object{"resources": []string{"secrets"}, "providers": []any{
+			object{"secretbox": object{"keys": []any{object{"name": "kimage", "secret": key}}}},
+			object{"identity": object{}}}}}})
+	if err != nil {
+		return err
+	}
+	return n.write(encryptFile, config, 0o600)
+}
+
+// token is this machine's bootstrap token.
+func (n *Node) token() (string, error) {
+	data, err := os.ReadFile(n.path(nodeconf.TokenFile))
+	if err != nil {
+		return "", fmt.Errorf("reading what first boot wrote (give the machine its config again: kimage config): %w", err)
+	}
+	return strings.TrimSpace(string(data)), nil
+}
+
+// placeDiscovery writes the kubeconfig that kubeadm join discovers the cluster
+// by: the authority that first boot brought, not one that a server names.
+func (n *Node) placeDiscovery(token string) error {
+	ca, err := os.ReadFile(n.pki(nodeconf.ClusterCA + ".crt"))
+	if err != nil {
+		return err
+	}
+	config, err := documents(object{"apiVersion": "v1", "kind": "Config", "current-context": "kimage", "preferences": object{},
+		"clusters": []any{object{"name": "kimage", "cluster": object{"server": "https://" + n.API,
+			"certificate-authority-data": base64.StdEncoding.EncodeToString(ca)}}},
+		"users":    []any{object{"name": "kimage", "user": object{"token": token}}},
+		"contexts": []any{object{"name": "kimage", "context": object{"cluster": "kimage", "user": "kimage"}}}})
+	if err != nil {
+		return err
+	}
+	return n.write(discoveryFile, config, 0o600)
+}
+
+// remove deletes a file; that it is not there is no error.
+func (n *Node) remove(p string) error {
+	if err := os.Remove(n.path(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

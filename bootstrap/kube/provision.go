@@ -1,0 +1,174 @@
+package kube
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/kimage-project/kimage/pkg/kubeapi"
+)
+
+// The record is a ConfigMap that says what provisioning did. It is written
+// last: where it is, init and all that follows it was finished once.
+const (
+	recordName = "kimage"
+	recordPath = "/api/v1/namespaces/kube-system/configmaps/" + recordName
+	recordKey  = "/registry/configmaps/kube-system/" + recordName // in etcd
+)
+
+// record is the ConfigMap's data.
+type record struct {
+	tokens  []string // IDs of all tokens that were ever granted; one that is deleted stays so
+	network string   // plugin whose manifest was applied
+}
+
+func (r record) object() kubeapi.Object {
+	return kubeapi.Object{"apiVersion": "v1", "kind": "ConfigMap", "metadata": object{"name": recordName, "namespace": "kube-system"},
+		"data": object{"tokens": strings.Join(r.tokens, " "), "network": r.network}}
+}
+
+// keep is what masters do for others for as long as they run. Workers, and
+// masters, keep the resolvers of their pods.
+func (n *Node) keep(ctx context.Context) error {
+	if err := errors.Join(n.SyncResolver(), n.tidy()); err != nil {
+		return err
+	}
+	if !n.master() {
+		return nil
+	}
+	c, err := n.adminClient()
+	if err != nil {
+		return err
+	}
+	return errors.Join(n.provision(ctx, c), n.forbidAutoApproval(ctx, c), n.approve(ctx, c), n.label(ctx, c))
+}
+
+// provision makes what init does not: tokens and the rights of their users, and
+// the network. Each is made once; what people change or delete later stays.
+func (n *Node) provision(ctx context.Context, c *kubeapi.Client) error {
+	var old struct{ Data map[string]string }
+	if err := c.Get(ctx, recordPath, nil, &old); err != nil && !kubeapi.Is(err, 404) {
+		return fmt.Errorf("reading what was provisioned: %w", err)
+	}
+	r := record{tokens: strings.Fields(old.Data["tokens"]), network: old.Data["network"]}
+	grants, err := n.grants()
+	if err != nil {
+		return err
+	}
+	first := len(old.Data) == 0
+	grants = slices.DeleteFunc(grants, func(g grant) bool { return slices.Contains(r.tokens, g.id) })
+	if !first && len(grants) == 0 && r.network != "" {
+		return nil
+	}
+	if first {
+		if err := n.rights(ctx, c); err != nil {
+			return err
+		}
+	}
+	if err := n.grant(ctx, c, grants, !first); err != nil {
+		return err
+	}
+	for _, g := range grants {
+		r.tokens = append(r.tokens, g.id)
+	}
+	if r.network == "" {
+		if r.network, err = n.applyNetwork(ctx, c); err != nil {
+			return err
+		}
+	}
+	slices.Sort(r.tokens)
+	if err := c.Apply(ctx, r.object()); err != nil {
+		return err
+	}
+	n.Logf("provisioned %d tokens, network %s", len(grants), r.network)
+	return nil
+}
+
+// rights lets the users of tokens ask.
+func (n *Node) rights(ctx context.Context, c *kubeapi.Client) error {
+	for _, o := range joinRights() {
+		if err := c.Apply(ctx, o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// autoApproval is what kubeadm makes: requests by its own tokens are approved
+// whatever the name.
+const autoApproval = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/kubeadm:node-autoapprove-bootstrap"
+
+// forbidAutoApproval leaves only a kubelet that renews its own certificate to be
+// approved automatically. kubeadm makes the binding again in every first init,
+// of which there may be two, and in every upgrade.
+func (n *Node) forbidAutoApproval(ctx context.Context, c *kubeapi.Client) error {
+	err := c.Get(ctx, autoApproval, nil, nil)
+	if kubeapi.Is(err, 404) {
+		return nil
+	}
+	if err == nil {
+		err = c.Delete(ctx, autoApproval, "")
+	}
+	if err != nil {
+		return fmt.Errorf("removing kubeadm's automatic approval: %w", err)
+	}
+	n.Logf("removed kubeadm's automatic approval of certificates")
+	return nil
+}
+
+// grant makes tokens known. With a new join key, those of the old one go.
+func (n *Node) grant(ctx context.Context, c *kubeapi.Client, grants []grant, revoke bool) error {
+	for _, g := range grants {
+		if err := c.Apply(ctx, g.secret()); err != nil {
+			return err
+		}
+	}
+	if !revoke || len(grants) == 0 {
+		return nil
+	}
+	var list struct {
+		Items []struct {
+			Metadata metadata
+			Data     map[string]string
+		}
+	}
+	if err := c.Get(ctx, "/api/v1/namespaces/kube-system/secrets", url.Values{"fieldSelector": {"type=bootstrap.kubernetes.io/token"}}, &list); err != nil {
+		return fmt.Errorf("listing tokens: %w", err)
+	}
+	for _, s := range list.Items {
+		groups, _ := base64.StdEncoding.DecodeString(s.Data["auth-extra-groups"])
+		for _, g := range grants {
+			if s.Metadata.Name == "bootstrap-token-"+g.id || !slices.Contains(strings.Split(string(groups), ","), tokenGroup(g.pool, g.name)) {
+				continue
+			}
+			if err := c.Delete(ctx, "/api/v1/namespaces/kube-system/secrets/"+s.Metadata.Name, s.Metadata.UID); err != nil {
+				return fmt.Errorf("revoking an old token of %s: %w", g.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// adminClient talks to the cluster as kubeadm's administrator.
+func (n *Node) adminClient() (*kubeapi.Client, error) {
+	conf, err := kubeapi.ReadKubeconfig(n.path(adminConf))
+	if err != nil {
+		return nil, err
+	}
+	if n.clients.admin != nil && n.clients.adminFrom == string(conf.Cert) {
+		return n.clients.admin, nil
+	}
+	c, err := kubeapi.New(conf)
+	if err != nil {
+		return nil, err
+	}
+	if n.clients.admin != nil {
+		n.clients.admin.Close()
+	}
+	n.clients.admin, n.clients.adminFrom = c, string(conf.Cert)
+	return c, nil
+}
