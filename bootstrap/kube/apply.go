@@ -46,7 +46,7 @@ func (n *Node) attempt(ctx context.Context, a Action) error {
 	if err != nil {
 		return err
 	}
-	if err := n.SyncResolver(); err != nil {
+	if err := errors.Join(n.SyncResolver(), n.nameItself()); err != nil {
 		return err
 	}
 	if a.Verb == Init {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
@@ -110,6 +111,28 @@ func (n *Node) placeDiscovery(token string) error {
 		return err
 	}
 	return n.write(discoveryFile, config, 0o600)
+}
+
+const hostsFile = "/etc/hosts"
+
+// nameItself lets the machine find its own name without a resolver. kubeadm
+// looks it up in every preflight, and where resolvers are configured that do
+// not answer it waits ten seconds for them.
+func (n *Node) nameItself() error {
+	data, err := os.ReadFile(n.path(hostsFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for line := range strings.Lines(string(data)) {
+		line, _, _ = strings.Cut(line, "#")
+		if f := strings.Fields(line); len(f) > 1 && slices.Contains(f[1:], n.Name) {
+			return nil
+		}
+	}
+	if len(data) > 0 && data[len(data)-1] != '\n' {
+		data = append(data, '\n')
+	}
+	return n.write(hostsFile, append(data, n.Addresses[0]+" "+n.Name+"\n"...), 0o644)
 }
 
 // remove deletes a file; that it is not there is no error.

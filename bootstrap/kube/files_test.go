@@ -157,3 +157,26 @@ To see the stack trace of this error execute with --v=5 or higher
 		})
 	}
 }
+
+func TestNameItself(t *testing.T) {
+	for _, tt := range []struct{ name, before, after string }{
+		{"none", "", "172.17.8.101 k8s-01\n"},
+		{"others", "127.0.0.1 localhost\n# 10.0.0.1 k8s-01\n10.0.0.2 k8s-012", "127.0.0.1 localhost\n# 10.0.0.1 k8s-01\n10.0.0.2 k8s-012\n172.17.8.101 k8s-01\n"},
+		{"there", "127.0.1.1 k8s-01.example k8s-01 # own\n", "127.0.1.1 k8s-01.example k8s-01 # own\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := newNode(t, Config{Node: single(), Root: t.TempDir()})
+			if tt.before != "" {
+				writeFile(t, n.path(hostsFile), tt.before)
+			}
+			for range 2 {
+				if err := n.nameItself(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got, _ := os.ReadFile(n.path(hostsFile)); string(got) != tt.after {
+				t.Errorf("got %q, want %q", got, tt.after)
+			}
+		})
+	}
+}

@@ -4,6 +4,7 @@ package kube
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/url"
@@ -186,7 +187,7 @@ func (c *cluster) joinedBy(name string) string {
 func (c *cluster) provisioned() {
 	c.Helper()
 	c.until("provisioned", time.Minute, func(ctx context.Context) error { return c.admin(m1).Get(ctx, recordPath, nil, nil) })
-	if got := kubeapi.Text(c.get(m1, recordPath), "data", "tokens"); len(strings.Fields(got)) != 5 {
+	if got := kubeapi.Text(c.get(m1, recordPath), "data", "tokens"); len(strings.Fields(got)) != len(c.peers.Nodes)+len(c.peers.Pools) {
 		c.Errorf("tokens: %s", got)
 	}
 	var tokens struct{ Items []kubeapi.Object }
@@ -202,8 +203,14 @@ func (c *cluster) provisioned() {
 			c.Errorf("%s is not encrypted in etcd: %.40q", name, stored)
 		}
 	}
-	if len(tokens.Items) != 5 {
-		c.Errorf("%d tokens, want 5", len(tokens.Items))
+	for _, s := range tokens.Items {
+		secret, err := base64.StdEncoding.DecodeString(kubeapi.Text(s, "data", "token-secret"))
+		if data, _ := os.ReadFile(filepath.Join(c.dir, "m1/log")); err != nil || strings.Contains(string(data), string(secret)) {
+			c.Errorf("the log of m1 has the token %s: %v", kubeapi.Text(s, "metadata", "name"), err)
+		}
+	}
+	if len(tokens.Items) != len(c.peers.Nodes)+len(c.peers.Pools) {
+		c.Errorf("%d tokens", len(tokens.Items))
 	}
 	c.until("kubeadm's automatic approval is gone", 20*time.Second, func(ctx context.Context) error {
 		if err := c.admin(m1).Get(ctx, autoApproval, nil, nil); !kubeapi.Is(err, 404) {

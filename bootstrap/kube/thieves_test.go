@@ -66,7 +66,7 @@ func (c *cluster) thieves() {
 		{"a pool's asks to be a named worker", pool, "w2", "denied: the token of pool pool asked for w2"},
 		{"w2 asks to be itself", w2, "w2", "approved: the token of w2 asked for w2 (KimageToken)"},
 	} {
-		got := c.outcome(tt.client, tt.name, 8*time.Second)
+		got := c.outcome(tt.client, tt.name, 5*time.Second)
 		c.Logf("%s: %s", tt.what, got)
 		if !strings.HasPrefix(got, tt.want) {
 			c.Errorf("%s: %s, want %s", tt.what, got, tt.want)
@@ -132,7 +132,7 @@ func (c *cluster) again() {
 	if err := c.admin(m1).Delete(c.Context(), watched[5], ""); err != nil {
 		c.Fatal(err)
 	}
-	time.Sleep(5 * time.Second)
+	time.Sleep(3 * time.Second)
 	if err := c.admin(m1).Get(c.Context(), watched[5], nil, nil); !kubeapi.Is(err, 404) {
 		c.Errorf("a revoked token: %v", err)
 	}
