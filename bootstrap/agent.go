@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -19,7 +17,6 @@ import (
 	"github.com/kimage-project/kimage/bootstrap/etcd"
 	"github.com/kimage-project/kimage/bootstrap/kube"
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
-	"github.com/kimage-project/kimage/pkg/kubeapi"
 )
 
 // Pauses between looks.
@@ -187,7 +184,7 @@ func (a *Agent) runKube(ctx context.Context) error {
 		if err := n.Apply(ctx, act); err != nil && ctx.Err() == nil && !errors.Is(err, kube.ErrBusy) {
 			a.logf("%s: %v", act.Verb, err)
 		}
-		if act.Verb == kube.Keep && a.ready(ctx) {
+		if act.Verb == kube.Keep && a.settle(ctx, n) {
 			pause = pauseSettled
 		}
 		if err := sleep(ctx, pause); err != nil {
@@ -209,66 +206,23 @@ func (a *Agent) tell(act kube.Action) {
 	}
 }
 
-// ready asks the cluster whether it calls this Node Ready, and tells the
-// balancers which API servers the cluster has.
-func (a *Agent) ready(ctx context.Context) bool {
-	conf, err := kubeapi.ReadKubeconfig("/etc/kubernetes/kubelet.conf")
+// settle tells whether the machine is Ready, and the balancers which API
+// servers the cluster has.
+func (a *Agent) settle(ctx context.Context, n *kube.Node) bool {
+	ready, why := n.Ready(ctx)
+	if !ready {
+		a.phase.set(PhaseJoined, why)
+		return false
+	}
+	a.phase.set(PhaseReady, "")
+	servers, err := n.APIServers(ctx)
 	if err != nil {
-		a.phase.set(PhaseJoined, err.Error())
-		return false
-	}
-	c, err := kubeapi.New(conf)
-	if err != nil {
-		a.phase.set(PhaseJoined, err.Error())
-		return false
-	}
-	defer c.Close()
-	var node struct {
-		Status struct {
-			Conditions []struct{ Type, Status, Message string }
-		}
-	}
-	if err := c.Get(ctx, "/api/v1/nodes/"+a.name, nil, &node); err != nil {
-		a.phase.set(PhaseJoined, err.Error())
-		return false
-	}
-	a.rememberMasters(ctx, c)
-	for _, cond := range node.Status.Conditions {
-		if cond.Type == "Ready" && cond.Status == "True" {
-			a.phase.set(PhaseReady, "")
-			return true
-		}
-		if cond.Type == "Ready" {
-			a.phase.set(PhaseJoined, cond.Message)
-			return false
-		}
-	}
-	a.phase.set(PhaseJoined, "the kubelet has not reported yet")
-	return false
-}
-
-// rememberMasters keeps the addresses behind the service kubernetes.
-func (a *Agent) rememberMasters(ctx context.Context, c *kubeapi.Client) {
-	var endpoints struct {
-		Subsets []struct {
-			Addresses []struct{ IP string }
-			Ports     []struct{ Port int }
-		}
-	}
-	if err := c.Get(ctx, "/api/v1/namespaces/default/endpoints/kubernetes", nil, &endpoints); err != nil {
-		return // the roster's masters stay
-	}
-	var servers []string
-	for _, s := range endpoints.Subsets {
-		for _, addr := range s.Addresses {
-			for _, p := range s.Ports {
-				servers = append(servers, net.JoinHostPort(addr.IP, fmt.Sprint(p.Port)))
-			}
-		}
+		return true // those that are known stay
 	}
 	if err := balancer.WriteAPIServers(balancer.StateDir, a.conf.Cluster.UID, servers); err != nil {
 		a.logf("%v", err)
 	}
+	return true
 }
 
 // masters are those of the highest roster on this machine.
@@ -322,23 +276,6 @@ func (a *Agent) ownAddress() string {
 	return ""
 }
 
-// etcdHealthy asks the own etcd, which answers on loopback without TLS.
-func etcdHealthy(ctx context.Context) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/readyz", etcd.MetricsPort), nil)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("etcd is not ready: %s", resp.Status)
-	}
-	return nil
-}
-
 func sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
@@ -346,10 +283,4 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-time.After(d):
 		return nil
 	}
-}
-
-// told says whether first boot told this machine what it is.
-func told() bool {
-	_, err := os.Stat(nodeconf.File)
-	return !errors.Is(err, fs.ErrNotExist)
 }

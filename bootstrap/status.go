@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kimage-project/kimage/bootstrap/nodeconf"
 	"github.com/kimage-project/kimage/pkg/gpt"
 	"github.com/kimage-project/kimage/pkg/run"
 )
@@ -29,7 +30,10 @@ type Status struct {
 	Grown      Check  `json:"dataGrown"`
 	Runtime    Check  `json:"runtimeAnswers"`
 	Images     Check  `json:"imagesPresent"`
-	OK         bool   `json:"ok"` // all of the above
+	// Node is where the agent is with making this machine a part of its cluster;
+	// null: first boot told it nothing, so nobody does.
+	Node *Phase `json:"node"`
+	OK   bool   `json:"ok"` // all of the above; with a node: it is ready
 }
 
 // Observe looks at the node; it changes nothing.
@@ -48,9 +52,19 @@ func Observe(ctx context.Context) Status {
 	} else {
 		s.Images = Check{true, fmt.Sprintf("%d images", len(m.Images))}
 	}
-	s.OK = s.ImageID != "" && s.Merged.OK && s.Verified.OK && s.Grown.OK && s.Runtime.OK && s.Images.OK
+	joined := true
+	if told() {
+		if s.Node, err = readPhase(); err != nil || s.Node == nil {
+			s.Node = &Phase{Phase: PhaseWaiting, Why: "the agent has told nothing yet (journalctl -u kimage-agent)"}
+		}
+		joined = s.Node.Phase == PhaseReady
+	}
+	s.OK = joined && s.ImageID != "" && s.Merged.OK && s.Verified.OK && s.Grown.OK && s.Runtime.OK && s.Images.OK
 	return s
 }
+
+// told says whether first boot told this machine what it is.
+func told() bool { return exists(nodeconf.File) }
 
 func check(err error, good string) Check {
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -156,15 +157,48 @@ func (n *Node) askEtcd(ctx context.Context) (serves, initialised Answer, detail 
 	return Yes, No, ""
 }
 
+// kubeletClient talks to the cluster as this machine's kubelet.
+func (n *Node) kubeletClient() (*kubeapi.Client, error) {
+	conf, err := kubeapi.ReadKubeconfig(n.path(kubeletConf))
+	if err != nil {
+		return nil, errors.New("the machine is no Node yet")
+	}
+	conf.Timeout = probeTimeout
+	return kubeapi.New(conf)
+}
+
+// APIServers are the HOST:PORT behind the service kubernetes, of which a kubelet
+// may read the Endpoints.
+func (n *Node) APIServers(ctx context.Context) ([]string, error) {
+	c, err := n.kubeletClient()
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	var endpoints struct {
+		Subsets []struct {
+			Addresses []struct{ IP string }
+			Ports     []struct{ Port int }
+		}
+	}
+	if err := c.Get(ctx, "/api/v1/namespaces/default/endpoints/kubernetes", nil, &endpoints); err != nil {
+		return nil, err
+	}
+	var servers []string
+	for _, s := range endpoints.Subsets {
+		for _, a := range s.Addresses {
+			for _, p := range s.Ports {
+				servers = append(servers, net.JoinHostPort(a.IP, strconv.Itoa(p.Port)))
+			}
+		}
+	}
+	return servers, nil
+}
+
 // Ready says whether this machine's Node is Ready, as the kubelet's own
 // credentials see it, and if not, why: the kubelet's words.
 func (n *Node) Ready(ctx context.Context) (bool, string) {
-	conf, err := kubeapi.ReadKubeconfig(n.path(kubeletConf))
-	if err != nil {
-		return false, "the machine is no Node yet"
-	}
-	conf.Timeout = probeTimeout
-	c, err := kubeapi.New(conf)
+	c, err := n.kubeletClient()
 	if err != nil {
 		return false, err.Error()
 	}

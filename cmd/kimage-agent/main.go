@@ -3,13 +3,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -57,39 +55,4 @@ func newRoot() *cobra.Command {
 			}},
 		newStatus(), newBalance())
 	return root
-}
-
-func newStatus() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{Use: "status", Short: "Say whether this node is what its image promises; exits with 1 if not", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s := bootstrap.Observe(cmd.Context())
-			if asJSON {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				if err := enc.Encode(s); err != nil {
-					return err
-				}
-			} else {
-				fmt.Printf("imageID %s, %s, Kubernetes %s\n", s.ImageID, s.OS, s.Kubernetes)
-				w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
-				for _, c := range []struct {
-					name string
-					bootstrap.Check
-				}{{"payload merged", s.Merged}, {"payload verified", s.Verified}, {"data partition grown", s.Grown}, {"runtime answers", s.Runtime}, {"images present", s.Images}} {
-					mark := "yes"
-					if !c.OK {
-						mark = "NO"
-					}
-					fmt.Fprintf(w, "%s\t%s\t%s\n", c.name, mark, c.Detail)
-				}
-				w.Flush()
-			}
-			if !s.OK {
-				return errNotReady
-			}
-			return nil
-		}}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
-	return cmd
 }
