@@ -176,6 +176,9 @@ func (a *Agent) runKube(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := a.awaitImages(ctx); err != nil {
+		return err
+	}
 	for {
 		s := n.Observe(ctx)
 		act := kube.Decide(s)
@@ -188,6 +191,25 @@ func (a *Agent) runKube(ctx context.Context) error {
 			pause = pauseSettled
 		}
 		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+	}
+}
+
+// awaitImages waits until the runtime has what kubeadm starts: without them it
+// would try to pull.
+func (a *Agent) awaitImages(ctx context.Context) error {
+	for {
+		missing, err := missingImages(ctx, a.image)
+		if err == nil && len(missing) == 0 {
+			return nil
+		}
+		why := fmt.Sprintf("%d container images are being imported (journalctl -u kimage-images)", len(missing))
+		if err != nil {
+			why = err.Error()
+		}
+		a.phase.set(PhaseWaiting, why)
+		if err := sleep(ctx, pauseMoving); err != nil {
 			return err
 		}
 	}
