@@ -72,7 +72,7 @@ func TestBadWords(t *testing.T) {
 		{[]string{"--no-such-flag"}, []string{"no-such-flag"}},
 		{[]string{"extra"}, []string{"extra"}},
 		{[]string{"-f", "/no/such/cluster.yaml"}, []string{"/no/such/cluster.yaml"}},
-		{[]string{"-f", "/etc/passwd"}, []string{"cluster file /etc/passwd"}},
+		{[]string{"-f", "/etc/passwd"}, []string{"/etc/passwd: line 1: this is not a cluster file"}},
 	} {
 		t.Run(strings.Join(c.args, " "), func(t *testing.T) {
 			out := filepath.Join(t.TempDir(), "out")

@@ -43,7 +43,7 @@ func run(args []string) int {
 		fmt.Fprintln(os.Stderr, "kimage: interrupted; nothing is left behind")
 		return statusCouldNotTell
 	}
-	if wrong, ok := errors.AsType[*cluster.Problems](err); ok {
+	if wrong, ok := errors.AsType[*cluster.Problems](err); ok && len(wrong.All) > 1 {
 		fmt.Fprintln(os.Stderr, wrong)
 		return statusCouldNotTell
 	}

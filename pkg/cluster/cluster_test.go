@@ -132,6 +132,7 @@ func TestProblems(t *testing.T) {
 		{"no snippet", "os: debian-13", "os: debian-13\n  machine: {cloudInit: x.yaml}", "there is no such file"},
 		{"endpoint", "os: debian-13", "os: debian-13\n  api: {endpoint: \"a:b:c\"}", "not HOST or HOST:PORT"},
 		{"two documents", "  pools:\n", "---\na: b\n---\n  pools:\n", "more than one YAML document"},
+		{"not a mapping", valid, "- a\n", "cluster.yaml: line 1: this is not a cluster file"},
 		{"not YAML", "kind: Cluster", "kind: [", "this is not YAML"},
 		{"null address", "address: 172.17.8.102", "address: null", "machines with etcd or master need a fixed address"},
 		{"worker without address", "  pools:", worker[1:] + "  pools:", ""},

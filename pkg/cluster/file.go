@@ -67,7 +67,11 @@ func Parse(data []byte, path string, s Support) (*File, error) {
 	d.decode(data, &f.Cluster)
 	f.at = d.at
 	c := &checker{File: f, support: s, problems: d.problems}
-	if len(d.at) > 0 {
+	switch root := d.at[""]; {
+	case root == nil: // that it could not be read is said already
+	case root.Kind != yaml.MappingNode:
+		return nil, &Problems{path, []Problem{{Line: root.Line, Message: "this is not a cluster file: kimage cluster new prints one to begin with"}}}
+	default:
 		c.check()
 	}
 	if len(c.problems) > 0 {
