@@ -64,7 +64,7 @@ e2e: deps build
 	$(GO) test -tags e2e -count=1 -v -timeout 60m -run '$(RUN)' ./e2e
 
 SEED ?= 0
-CHAOS := $(GO) test -tags chaos -count=1 -v -run TestChaos -parallel 3 -timeout 60m ./bootstrap/etcd -seed $(SEED)
+CHAOS := $(GO) test -tags chaos -count=1 -v -run "TestChaos|TestEtcd" -parallel 3 -timeout 60m ./bootstrap/etcd -seed $(SEED)
 chaos: deps
 	$(CHAOS) -chaos 200
 

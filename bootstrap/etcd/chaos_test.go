@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,7 +29,7 @@ var chaosSchedules = flag.Int("chaos", 12, "how many schedules on real etcd; -se
 const etcdVersion = "v3.7.3"
 
 // programs builds etcd, etcdutl and etcdctl once, from the module proxy.
-func programs(t *testing.T) (etcd, etcdutl, etcdctl string) {
+func programs(t *testing.T) map[string]string {
 	t.Helper()
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -40,7 +39,7 @@ func programs(t *testing.T) (etcd, etcdutl, etcdctl string) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	var out []string
+	out := map[string]string{}
 	for name, module := range map[string]string{"etcd": "server", "etcdutl": "etcdutl", "etcdctl": "etcdctl"} {
 		file := filepath.Join(dir, name)
 		if _, err := os.Stat(file); err != nil {
@@ -61,10 +60,9 @@ func programs(t *testing.T) (etcd, etcdutl, etcdctl string) {
 				t.Fatal(err)
 			}
 		}
-		out = append(out, file)
+		out[name] = file
 	}
-	slices.Sort(out)
-	return out[0], out[2], out[1]
+	return out
 }
 
 // chaosMachine is a machine, with the agent that is running on it.
@@ -108,8 +106,8 @@ func (c *chaos) must(err error) {
 	}
 }
 
-func newChaos(t *testing.T, seed uint64, etcd, etcdutl, etcdctl string) *chaos {
-	c := &chaos{t: t, r: rand.New(rand.NewPCG(seed, 2)), ns: fmt.Sprintf("kimage-%d-%d", os.Getpid(), seed), etcdctl: etcdctl,
+func newChaos(t *testing.T, seed uint64, programs map[string]string) *chaos {
+	c := &chaos{t: t, r: rand.New(rand.NewPCG(seed, 2)), ns: fmt.Sprintf("kimage-%d-%d", os.Getpid(), seed), etcdctl: programs["etcdctl"],
 		check: checker{incarnation: map[uint64]string{}, member: map[string]uint64{}}}
 	c.lost = []int{0, 1, 1, 2, 3}[c.r.IntN(5)]
 	dir := t.TempDir()
@@ -124,7 +122,7 @@ func newChaos(t *testing.T, seed uint64, etcd, etcdutl, etcdctl string) *chaos {
 		address := fmt.Sprintf("10.99.0.%d", i+1)
 		roster.Founding = append(roster.Founding, name)
 		roster.Members = append(roster.Members, nodeconf.Member{Name: name, PeerURL: "https://" + address + ":2380"})
-		c.machines = append(c.machines, &chaosMachine{ns: c.ns + name, chaosNode: chaosNode{Name: name, Address: address, Dir: filepath.Join(dir, name), Cluster: cluster, Etcd: etcd, Etcdutl: etcdutl}})
+		c.machines = append(c.machines, &chaosMachine{ns: c.ns + name, chaosNode: chaosNode{Name: name, Address: address, Dir: filepath.Join(dir, name), Cluster: cluster, Etcd: programs["etcd"]}})
 	}
 	signed, err := roster.Sign(key)
 	c.must(err)
@@ -146,7 +144,7 @@ func newChaos(t *testing.T, seed uint64, etcd, etcdutl, etcdctl string) *chaos {
 		peerCA.issue(t, filepath.Join(pki, nodeconf.EtcdPeer), m.Name, m.Address)
 		// etcdutl takes its time, so that founding is hit too.
 		m.Etcdutl = filepath.Join(m.Dir, "etcdutl")
-		c.must(os.WriteFile(m.Etcdutl, fmt.Appendf(nil, "#!/bin/sh\nsleep 0.%d\n%s \"$@\" || exit\nsleep 0.%d\n", c.r.IntN(10), etcdutl, c.r.IntN(10)), 0o700))
+		c.must(os.WriteFile(m.Etcdutl, fmt.Appendf(nil, "#!/bin/sh\nsleep 0.%d\n%s \"$@\" || exit\nsleep 0.%d\n", c.r.IntN(10), programs["etcdutl"], c.r.IntN(10)), 0o700))
 		data, err := json.Marshal(m.chaosNode)
 		c.must(err)
 		c.must(os.WriteFile(filepath.Join(m.Dir, "node.json"), data, 0o600))
@@ -344,6 +342,14 @@ func (c *chaos) wait(d time.Duration) {
 	}
 	for _, m := range c.machines {
 		c.boot(m)
+		// What a person does who reads it.
+		if s := m.said(); !m.away && strings.HasPrefix(s, string(Stop)) && strings.Contains(s, "remove the directory too") {
+			dir := strings.Fields(s)[1]
+			c.note("%s: a person removes %s", m.Name, dir)
+			c.killEtcd(m)
+			c.must(c.check.look(c.machines))
+			c.must(os.RemoveAll(dir))
+		}
 	}
 	c.must(c.check.look(c.machines))
 }
@@ -356,6 +362,7 @@ func (m *chaosMachine) said() string {
 // founded says whether the schedule ended as it must: all members whose data is
 // not lost run and a quorum of them serves; or a majority is lost, and all say so.
 func (c *chaos) founded() (bool, string) {
+	c.must(c.check.look(c.machines))
 	running, lost := 0, 0
 	for _, m := range c.machines {
 		switch s := m.said(); {
@@ -408,10 +415,28 @@ func (c *chaos) founded() (bool, string) {
 	return true, fmt.Sprintf("%d members serve", running)
 }
 
+// TestEtcdMakesNoData: an etcd whose data was removed between the agent's last
+// look and its start must not come back as the member that it was. It knows
+// nobody whom it could ask, and ends.
+func TestEtcdMakesNoData(t *testing.T) {
+	c := newChaos(t, 0, programs(t))
+	m := c.machines[0]
+	l := Config{Name: m.Name, Address: m.Address, State: m.state(), PKI: filepath.Join(m.Dir, "pki"), Heartbeat: defaultHeartbeat, Election: defaultElection}.launch("gone", "https://"+m.Address+":2380")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	err := run.Run(ctx, run.Cmd{Argv: append([]string{"ip", "netns", "exec", m.ns, m.Etcd}, l.Argv...)})
+	if err == nil || !strings.Contains(err.Error(), "could not retrieve cluster information") {
+		t.Errorf("etcd ends with %v", err)
+	}
+	if log, _ := filepath.Glob(filepath.Join(l.Data, "member", "wal", "*")); len(log) > 0 {
+		t.Errorf("etcd made %v", log)
+	}
+}
+
 // TestChaos founds on real etcd while machines are killed, imaged again,
 // paused, cut off and worse. Needs root and network namespaces.
 func TestChaos(t *testing.T) {
-	etcd, etcdutl, etcdctl := programs(t)
+	built := programs(t)
 	seeds := []uint64{*simSeed}
 	if *simSeed == 0 {
 		seeds = nil
@@ -422,7 +447,7 @@ func TestChaos(t *testing.T) {
 	for _, seed := range seeds {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			t.Parallel()
-			c := newChaos(t, seed, etcd, etcdutl, etcdctl)
+			c := newChaos(t, seed, built)
 			t.Cleanup(func() {
 				if t.Failed() {
 					t.Logf("again: make chaos SEED=%d\n%s", seed, strings.Join(c.log, "\n"))

@@ -18,7 +18,9 @@ const (
 	AgentPort   = 7444
 )
 
-// Launch is how etcd is to be run.
+// Launch is how etcd is to be run. A unit that restarts it should look for
+// Data/member/wal first: an etcd that finds no data leaves an empty directory,
+// which then needs a person.
 type Launch struct {
 	Argv        []string // without the program
 	Data        string   // the data directory, which is there
@@ -35,11 +37,13 @@ func (c Config) launch(incarnation, peerURL string) Launch {
 	return Launch{Data: data, Incarnation: incarnation, Argv: []string{
 		"--name=" + c.Name,
 		"--data-dir=" + data,
-		// Never "new": etcd only ever runs on data that is there.
+		// etcd only ever runs on data that is there. Never "new": it would make
+		// some. And it is told of no other member: without data it would ask them
+		// who has its address, and come back under the ID that lost its data.
 		"--initial-cluster-state=existing",
+		"--initial-cluster=" + c.Name + "=" + peerURL,
 		"--listen-peer-urls=" + peerURL,
 		"--initial-advertise-peer-urls=" + peerURL,
-		"--initial-cluster=" + c.Name + "=" + peerURL,
 		"--listen-client-urls=" + client + ",https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(ClientPort)),
 		"--advertise-client-urls=" + client,
 		"--listen-metrics-urls=http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(MetricsPort)),

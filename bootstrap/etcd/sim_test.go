@@ -479,7 +479,10 @@ func (s *sim) calm() {
 	var rec *Record
 	for _, m := range s.machines {
 		if m.data != nil && m.data.generation == generation {
-			rec = m.facts.Record
+			if rec = m.agent.member.status().Record; rec == nil {
+				s.fail("L1: %s has data, and nobody can know of which founding", m.name)
+				return
+			}
 		}
 	}
 	if rec == nil {
