@@ -30,7 +30,7 @@ func startEtcd(ctx context.Context, l etcd.Launch) error {
 	if err := os.MkdirAll(filepath.Dir(etcdArgs), 0o755); err != nil {
 		return err
 	}
-	if err := atomicfile.Write(etcdArgs, []byte("ETCD_ARGS="+strings.Join(l.Argv, " ")+"\n"), 0o644); err != nil {
+	if err := atomicfile.Write(etcdArgs, fmt.Appendf(nil, "ETCD_DATA=%s\nETCD_ARGS=%s\n", l.Data, strings.Join(l.Argv, " ")), 0o644); err != nil {
 		return err
 	}
 	return run.Run(ctx, run.Cmd{Argv: []string{"systemctl", "--no-block", "start", etcdUnit}})
