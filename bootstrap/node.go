@@ -1,9 +1,11 @@
 // Package bootstrap is the on-node agent.
 //
-// So far it makes a node of the disk that kimage baked: it applies what a
-// merged system extension cannot apply by itself, puts Kubernetes' state on the
-// data partition, grows that partition, imports the container images, and says
-// whether all of it is true. It does not join clusters.
+// It makes a node of the disk that kimage baked: it applies what a merged system
+// extension cannot apply by itself, puts Kubernetes' state on the data
+// partition, grows that partition, imports the container images, and says
+// whether all of it is true. Where first boot left a node config, it makes the
+// machine a part of its cluster: etcd is founded (package etcd), kubeadm is run
+// and helped (package kube), and balancers lead to both (package balancer).
 //
 // Every operation observes first and may be repeated at any time.
 package bootstrap
