@@ -46,7 +46,7 @@ func programs(t *testing.T) map[string]string {
 			t.Logf("building %s %s", name, etcdVersion)
 			module := "go.etcd.io/etcd/" + module + "/v3"
 			tmp := filepath.Join(t.TempDir(), name)
-			if err := (gobuild.Build{Module: module, Version: etcdVersion, Package: module}).Run(t.Context(), t.TempDir(), tmp); err != nil {
+			if err := (gobuild.Build{Module: module, Version: etcdVersion, Package: module}).Run(t.Context(), t.TempDir(), tmp, nil); err != nil {
 				t.Fatal(err)
 			}
 			data, err := os.ReadFile(tmp)
