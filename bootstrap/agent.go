@@ -179,14 +179,20 @@ func (a *Agent) runKube(ctx context.Context) error {
 	if err := a.awaitImages(ctx); err != nil {
 		return err
 	}
+	said := "" // the last failure: one that repeats is said once
 	for {
 		s := n.Observe(ctx)
 		act := kube.Decide(s)
 		a.tell(act)
 		pause := pauseMoving
+		failure := ""
 		if err := n.Apply(ctx, act); err != nil && ctx.Err() == nil && !errors.Is(err, kube.ErrBusy) {
-			a.logf("%s: %v", act.Verb, err)
+			failure = fmt.Sprintf("%s: %v", act.Verb, err)
+			if said == "" {
+				a.logf("%s", failure)
+			}
 		}
+		said = failure
 		if act.Verb == kube.Keep && a.settle(ctx, n) {
 			pause = pauseSettled
 		}
