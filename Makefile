@@ -51,10 +51,11 @@ lint:
 quick: $(AGENT) lint
 	$(GO) test -short $$($(GO) list ./... | grep -v cmd/kimage$$)
 
+# The bake of the stories goes first: other tests are judged by the kubeadm it built.
 test: deps build lint
+	$(MAKE) e2e
 	$(GO) test -timeout 40m ./...
 	$(MAKE) chaos-short
-	$(MAKE) e2e
 
 RUN ?= .
 integration: deps

@@ -169,7 +169,7 @@ func program(t *testing.T, name string) string {
 			cache = filepath.Join(dir, "kimage")
 		}
 	}
-	found, _ := filepath.Glob(filepath.Join(cache, "entries/program/*", name))
+	found, _ := filepath.Glob(filepath.Join(cache, "entries/*/*", name))
 	best, version := "", ""
 	for _, f := range found {
 		argv := []string{"--version"}
@@ -188,6 +188,9 @@ func program(t *testing.T, name string) string {
 	if best == "" {
 		if p, err := exec.LookPath(name); err == nil {
 			return p
+		}
+		if os.Getenv("CI") != "" {
+			t.Fatalf("no %s in %s, and none on PATH: a bake (make image) puts it there", name, cache)
 		}
 		t.Logf("no %s on this machine, and it does not judge: bake an image from source, or name one with KIMAGE_%s", name, strings.ToUpper(name))
 	}

@@ -20,7 +20,7 @@ const (
 	RoleMaster = "master"
 )
 
-// Roles lists all roles in the order of merging.
+// roles lists all roles in the order of merging.
 var roles = []string{RoleWorker, RoleEtcd, RoleMaster}
 
 // Cluster is the whole file.

@@ -278,7 +278,7 @@ func (d *decoder) field(key, value *yaml.Node, v reflect.Value, at string) {
 		}
 		known = append(known, name)
 	}
-	d.problem(at, key, "%s", strings.TrimPrefix(nearest.Unknown("field", key.Value, known).Error(), ""))
+	d.problem(at, key, "%v", nearest.Unknown("field", key.Value, known))
 }
 
 // free reads any YAML into the types of encoding/json.
