@@ -2,9 +2,13 @@ package images
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -99,23 +103,23 @@ func (d *disk) assemble(ctx context.Context, p payload, m manifest) (manifest, e
 		return m, err
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	imageID := m.ImageID
 	group.Go(func() error {
-		if err := d.activate(ctx, p, m.ImageID); err != nil {
+		if err := d.activate(ctx, p, imageID); err != nil {
 			return fmt.Errorf("writing activation files: %w", err)
 		}
 		return nil
 	})
-	named := m
 	group.Go(func() error {
-		p := p // the activation files' is not changed
-		if err := p.sum(ctx); err != nil {
-			return err
+		info, err := d.addPayload(ctx, p)
+		if err != nil {
+			return fmt.Errorf("filling the data partition: %w", err)
 		}
-		named.Payload = &payloadInfo{SizeBytes: p.size, SHA256: p.sha256, RootHash: p.rootHash}
-		return d.finishKIMAGE(ctx, p, named)
+		m.Payload = &info
+		return d.finishKIMAGE(ctx, m)
 	})
 	err := group.Wait()
-	return named, err
+	return m, err
 }
 
 // activate edits the copy's root file system.
@@ -189,11 +193,15 @@ func (d *disk) startKIMAGE(ctx context.Context) error {
 	if err := ext4.Make(ctx, mk); err != nil || d.images == "" {
 		return err
 	}
-	if err := d.builder.cache.Verify(ctx, filepath.Dir(d.images)); err != nil {
+	fi, err := os.Stat(d.images)
+	if err != nil {
 		return err
 	}
 	t := tree.New()
-	if err := t.File("images/images.tar", 0o644, d.images); err != nil {
+	err = t.Add(tree.Entry{Path: "images/images.tar", Mode: 0o644, Size: fi.Size(), Open: func() (io.ReadCloser, error) {
+		return d.builder.cache.Open(ctx, filepath.Dir(d.images), filepath.Base(d.images))
+	}})
+	if err != nil {
 		return err
 	}
 	if err := d.volume().Add(ctx, t, nil, d.scratch); err != nil {
@@ -202,17 +210,43 @@ func (d *disk) startKIMAGE(ctx context.Context) error {
 	return nil
 }
 
-// finishKIMAGE writes the rest.
-func (d *disk) finishKIMAGE(ctx context.Context, p payload, m manifest) error {
+// addPayload copies the payload to KIMAGE and names it by the digest of what was
+// copied.
+func (d *disk) addPayload(ctx context.Context, p payload) (payloadInfo, error) {
+	const unnamed = "extensions/payload.raw"
+	in, err := os.Open(p.file)
+	if err != nil {
+		return payloadInfo{}, err
+	}
+	defer in.Close()
+	fi, err := in.Stat()
+	if err != nil {
+		return payloadInfo{}, err
+	}
+	digest := sha256.New()
 	t := tree.New()
-	if err := t.File("extensions/"+p.sha256+".raw", 0o644, p.file); err != nil {
+	err = t.Add(tree.Entry{Path: unnamed, Mode: 0o644, Size: fi.Size(), Open: func() (io.ReadCloser, error) {
+		return io.NopCloser(io.TeeReader(in, digest)), nil
+	}})
+	if err != nil {
+		return payloadInfo{}, err
+	}
+	if err := d.volume().Add(ctx, t, nil, d.scratch); err != nil {
+		return payloadInfo{}, err
+	}
+	info := payloadInfo{SizeBytes: fi.Size(), SHA256: hex.EncodeToString(digest.Sum(nil)), RootHash: p.rootHash}
+	return info, d.volume().Rename(ctx, unnamed, "extensions/"+info.SHA256+".raw")
+}
+
+// finishKIMAGE writes the rest.
+func (d *disk) finishKIMAGE(ctx context.Context, m manifest) error {
+	t := tree.New()
+	name := "extensions/" + m.Payload.SHA256
+	if err := t.Symlink("extensions/current.raw", m.Payload.SHA256+".raw"); err != nil {
 		return err
 	}
-	if err := t.Symlink("extensions/current.raw", p.sha256+".raw"); err != nil {
-		return err
-	}
-	if p.rootHash != "" {
-		if err := errors.Join(t.Bytes("extensions/"+p.sha256+".roothash", 0o644, []byte(p.rootHash)), t.Symlink("extensions/current.roothash", p.sha256+".roothash")); err != nil {
+	if hash := m.Payload.RootHash; hash != "" {
+		if err := errors.Join(t.Bytes(name+".roothash", 0o644, []byte(hash)), t.Symlink("extensions/current.roothash", m.Payload.SHA256+".roothash")); err != nil {
 			return err
 		}
 	}
@@ -228,7 +262,7 @@ func (d *disk) finishKIMAGE(ctx context.Context, p payload, m manifest) error {
 		return err
 	}
 	v := d.volume()
-	if err := v.Add(ctx, t, nil, d.scratch); err != nil {
+	if err := v.Add(ctx, t, ext4.Listing{"extensions": fs.ModeDir}, d.scratch); err != nil {
 		return fmt.Errorf("filling the data partition: %w", err)
 	}
 	return v.Check(ctx)
