@@ -217,21 +217,24 @@ func Verifying(f *os.File, sha256Hex string, changed func() error) io.ReadCloser
 	return &verifying{f, sha256.New(), sha256Hex, changed}
 }
 
+// verifying does not embed its file: io.Copy would read that directly.
 type verifying struct {
-	*os.File
+	file    *os.File
 	digest  hash.Hash
 	want    string
 	changed func() error
 }
 
 func (v *verifying) Read(p []byte) (int, error) {
-	n, err := v.File.Read(p)
+	n, err := v.file.Read(p)
 	v.digest.Write(p[:n])
 	if err == io.EOF && hex.EncodeToString(v.digest.Sum(nil)) != v.want {
 		err = v.changed()
 	}
 	return n, err
 }
+
+func (v *verifying) Close() error { return v.file.Close() }
 
 // Discard removes a damaged entry and returns the error that says so.
 func (c *Cache) Discard(entry string, why error) error {
