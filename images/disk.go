@@ -17,12 +17,9 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/kimage-project/kimage/images/components"
 	"github.com/kimage-project/kimage/pkg/atomicfile"
-	"github.com/kimage-project/kimage/pkg/cache"
 	"github.com/kimage-project/kimage/pkg/ext4"
 	"github.com/kimage-project/kimage/pkg/gpt"
-	"github.com/kimage-project/kimage/pkg/oci"
 	"github.com/kimage-project/kimage/pkg/qcow2"
 	"github.com/kimage-project/kimage/pkg/sparse"
 	"github.com/kimage-project/kimage/pkg/tree"
@@ -51,7 +48,7 @@ type disk struct {
 	out     *os.File
 	scratch string
 
-	images string        // archive of the container images; empty: none
+	images images        // the container images
 	data   gpt.Partition // KIMAGE
 	total  int64         // bytes of the disk
 }
@@ -152,18 +149,10 @@ func (d *disk) activate(ctx context.Context, p payload, imageID string) error {
 
 // layOut puts KIMAGE behind the gap that the root may grow into, and makes the
 // file as long as the disk.
-func (d *disk) layOut(images string, programBytes int64) error {
+func (d *disk) layOut(images images, programBytes int64) error {
 	d.images = images
-	// Room for the programs twice, once packed and once as the next payload, and
-	// for the images as an archive and unpacked.
-	content := programBytes
-	if images != "" {
-		fi, err := os.Stat(images)
-		if err != nil {
-			return err
-		}
-		content += 3 * fi.Size()
-	}
+	// Room for the programs twice, once packed and once as the next payload.
+	content := programBytes + images.roomBytes
 	size := (content + kimageSlack + 64*mebibyte - 1) / (64 * mebibyte) * (64 * mebibyte)
 	end := int64(d.table.LastLBA()+1) * gpt.SectorBytes
 	if d.root.LastLBA == d.table.LastLBA() {
@@ -190,22 +179,15 @@ func (d *disk) startKIMAGE(ctx context.Context) error {
 	mk := ext4.MakeConfig{File: d.out.Name(), OffsetBytes: d.data.OffsetBytes(), SizeBytes: d.data.SizeBytes(), Label: kimageName,
 		UUID: strings.ToLower(gpt.DeriveGUID("kimage-filesystem", d.builder.os.Name)), JournalMiB: 64, ReservedPercent: reservedPercent, ReservedUID: reservedUID,
 		UnixTime: unixTime, ScratchDirectory: d.scratch}
-	if err := ext4.Make(ctx, mk); err != nil || d.images == "" {
+	if err := ext4.Make(ctx, mk); err != nil || d.images.entry == "" {
 		return err
 	}
-	fi, err := os.Stat(d.images)
-	if err != nil {
-		return err
-	}
-	t := tree.New()
-	err = t.Add(tree.Entry{Path: "images/images.tar", Mode: 0o644, Size: fi.Size(), Open: func() (io.ReadCloser, error) {
-		return d.builder.cache.Open(ctx, filepath.Dir(d.images), filepath.Base(d.images))
-	}})
+	t, err := d.images.tree(ctx)
 	if err != nil {
 		return err
 	}
 	if err := d.volume().Add(ctx, t, nil, d.scratch); err != nil {
-		return fmt.Errorf("filling the data partition: %w", err)
+		return fmt.Errorf("filling the data partition: %w", d.images.discard(err))
 	}
 	return nil
 }
@@ -291,33 +273,6 @@ func (b *Builder) convert(ctx context.Context, raw *os.File, format string) (*at
 		return nil, fmt.Errorf("writing %s: %w", format, err)
 	}
 	return f, nil
-}
-
-// imageArchive returns the archive of the container images, from the cache if
-// the same images were there before; empty: no images.
-func (b *Builder) imageArchive(ctx context.Context, set *components.Set) (string, error) {
-	if len(set.Images) == 0 {
-		return "", nil
-	}
-	key := []string{"images-1"}
-	var named []oci.Named
-	for _, im := range set.Images {
-		key = append(key, im.Ref, im.ManifestDigest)
-		named = append(named, oci.Named{Ref: im.Ref, Layout: im.Layout})
-	}
-	entry, _, err := b.cache.Dir(ctx, "images", cache.Key(key...), func(ctx context.Context, dir string) error {
-		for _, im := range named {
-			if err := b.cache.Verify(ctx, im.Layout); err != nil {
-				return err
-			}
-		}
-		f, err := os.OpenFile(filepath.Join(dir, "images.tar"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
-		if err != nil {
-			return err
-		}
-		return errors.Join(oci.WriteArchive(ctx, f, named, fixedTime(unixTime)), f.Close())
-	})
-	return filepath.Join(entry, "images.tar"), err
 }
 
 // hasCryptsetup says whether systemd in the base can open dm-verity: it loads

@@ -213,13 +213,13 @@ func (c *Cache) Open(ctx context.Context, entry, name string) (io.ReadCloser, er
 
 // Verifying reads f; where its end should be, other content than that of the
 // digest (hex) is the error that changed returns.
-func Verifying(f *os.File, sha256Hex string, changed func() error) io.ReadCloser {
+func Verifying(f io.ReadCloser, sha256Hex string, changed func() error) io.ReadCloser {
 	return &verifying{f, sha256.New(), sha256Hex, changed}
 }
 
-// verifying does not embed its file: io.Copy would read that directly.
+// verifying does not embed what it reads: io.Copy would read a file directly.
 type verifying struct {
-	file    *os.File
+	file    io.ReadCloser
 	digest  hash.Hash
 	want    string
 	changed func() error
