@@ -161,11 +161,9 @@ func (u *unpacking) entry(h *tar.Header, content io.Reader) error {
 			return err
 		}
 	case tar.TypeLink:
-		e = entry{Mode: e.Mode.Perm(), Hard: true, Target: clean(h.Linkname), UnixTime: e.UnixTime}
-		if t, ok := u.entries[e.Target]; !ok || t.Mode.IsDir() {
-			return fmt.Errorf("it is a link to %s, which this layer does not have", h.Linkname)
-		} else if t.Hard {
-			e.Target = t.Target
+		var err error
+		if e, err = u.link(e, clean(h.Linkname)); err != nil {
+			return err
 		}
 	case tar.TypeSymlink:
 		e.Target = h.Linkname
@@ -182,6 +180,28 @@ func (u *unpacking) entry(h *tar.Header, content io.Reader) error {
 	}
 	u.put(p, e)
 	return nil
+}
+
+// link makes a further name of target. Like containerd it gives the file what the
+// link's own header says; a change of owner takes capabilities away.
+func (u *unpacking) link(said entry, target string) (entry, error) {
+	t, ok := u.entries[target]
+	if ok && t.Hard {
+		target = t.Target
+		t = u.entries[target]
+	}
+	if !ok || t.Mode.IsDir() {
+		return entry{}, fmt.Errorf("it is a link to %s, which this layer does not have", target)
+	}
+	t.UID, t.GID, t.UnixTime = said.UID, said.GID, said.UnixTime
+	t.Mode = t.Mode.Type() | said.Mode&(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky)
+	if t.Xattrs = maps.Clone(t.Xattrs); t.Xattrs == nil {
+		t.Xattrs = map[string][]byte{}
+	}
+	delete(t.Xattrs, "security.capability")
+	maps.Copy(t.Xattrs, said.Xattrs)
+	u.entries[target] = t
+	return entry{Mode: said.Mode.Perm(), Hard: true, Target: target, UnixTime: said.UnixTime}, nil
 }
 
 // put puts e at p, in place of what the same layer had there before.
