@@ -2,8 +2,11 @@ package lan
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"net"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -179,4 +182,40 @@ func TestBadFrame(t *testing.T) {
 	}
 	a.say(b.mac, "still there")
 	b.hears("still there")
+}
+
+// TestQEMU: QEMU frames as this package does: its card's boot ROM asks all others
+// for an address.
+func TestQEMU(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a virtual machine's firmware takes seconds")
+	}
+	qemu, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil && os.Getenv("CI") == "" {
+		t.Skip(err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	_, sockets := network(t, "machine", "us")
+	us := plugIn(t, sockets[1], 9)
+	cmd := exec.Command(qemu, "-accel", "tcg", "-nodefaults", "-display", "none", "-boot", "n", "-m", "64",
+		"-netdev", "stream,id=lan,server=off,addr.type=unix,addr.path="+sockets[0], "-device", "virtio-net-pci,netdev=lan,mac=52:54:00:17:08:01")
+	var words bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &words, &words
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { cmd.Process.Kill(); cmd.Wait() }()
+	us.conn.SetReadDeadline(time.Now().Add(time.Minute))
+	want := []byte{0x52, 0x54, 0, 0x17, 8, 1}
+	for {
+		frame, err := readFrame(us.r)
+		if err != nil {
+			t.Fatalf("no DHCP: %v\n%s", err, words.String())
+		}
+		// DHCPDISCOVER: IPv4, UDP, to port 67.
+		if bytes.Equal(frame[6:12], want) && len(frame) > 38 && bytes.Equal(frame[12:14], []byte{8, 0}) && frame[23] == 17 && binary.BigEndian.Uint16(frame[36:38]) == 67 {
+			return
+		}
+	}
 }
