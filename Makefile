@@ -4,7 +4,8 @@
 #   make test       all tests that CI runs: units, real bakes, foreign judges, virtual machines
 #   make quick      units only, a minute
 #   make image      bake Debian 13 with Kubernetes into out/
-#   make e2e        the stories of CI that boot what was baked; RUN=name for one
+#   make e2e        the stories that boot what was baked, of up to three machines (in CI: of one); RUN=name for one
+#   make e2e-all    clusters of six and eight machines as well: 12 GiB of memory, and hours on two cores without KVM
 #   make chaos      founding on real etcd in network namespaces: 200 random schedules; SEED=n for one, chaos-short for 12
 #   make integration  machines in namespaces become a cluster with the real kubeadm, etcd and control plane (root; after a bake from source)
 #   make bench      speed and memory, as ratios in one run
@@ -17,7 +18,7 @@ GO := go
 AGENT := cmd/kimage/agent/kimage-agent-amd64
 SOURCES := $(shell find bootstrap cmd/kimage-agent pkg -name '*.go' -not -name '*_test.go') go.mod go.sum
 
-.PHONY: all build deps image test quick integration e2e chaos chaos-short bench fuzz lint clean
+.PHONY: all build deps image test quick integration e2e e2e-all chaos chaos-short bench fuzz lint clean
 
 all: build
 
@@ -53,7 +54,7 @@ quick: $(AGENT) lint
 
 # The bake of the stories goes first: other tests are judged by the kubeadm it built.
 test: deps build lint
-	$(MAKE) e2e
+	$(MAKE) e2e MACHINES=1
 	$(GO) test -timeout 40m ./...
 	$(MAKE) chaos-short
 
@@ -61,8 +62,13 @@ RUN ?= .
 integration: deps
 	$(GO) test -tags integration -count=1 -v -timeout 10m -run '$(RUN)' ./bootstrap/kube
 
+# How many machines one story may boot.
+MACHINES ?= $(if $(CI),1,3)
 e2e: deps build
-	$(GO) test -tags e2e -count=1 -v -timeout 60m -run '$(RUN)' ./e2e
+	KIMAGE_E2E_MACHINES=$(MACHINES) $(GO) test -tags e2e -count=1 -v -timeout $$((20 + 40 * $(MACHINES)))m -run '$(RUN)' ./e2e
+
+e2e-all:
+	$(MAKE) e2e MACHINES=8
 
 SEED ?= 0
 CHAOS := $(GO) test -tags chaos -count=1 -v -run "TestChaos|TestEtcd" -parallel 3 -timeout 60m ./bootstrap/etcd -seed $(SEED)

@@ -172,7 +172,7 @@ func (a *Agent) runKube(ctx context.Context) error {
 			return err
 		}
 	}
-	n, err := kube.New(kube.Config{Node: a.conf, Name: a.name, Addresses: addresses, Masters: a.masters, Lock: initLock, Logf: a.logf})
+	n, err := kube.New(kube.Config{Node: a.conf, Name: a.name, Addresses: addresses, Masters: a.masters, Lock: a.askLock, Logf: a.logf})
 	if err != nil {
 		return err
 	}
@@ -215,20 +215,19 @@ func (a *Agent) awaitImages(ctx context.Context) error {
 			why = err.Error()
 		}
 		a.phase.set(PhaseWaiting, why)
-		if err := sleep(ctx, pauseMoving); err != nil {
+		if err := awaitImport(ctx, a.image); err != nil {
 			return err
 		}
 	}
 }
 
+// tell says which phase begins; when that of init does, askLock knows.
 func (a *Agent) tell(act kube.Action) {
 	switch act.Verb {
 	case kube.Stop:
 		a.phase.set(PhaseStopped, act.Why)
 	case kube.Wait, kube.Clean:
 		a.phase.set(PhaseWaiting, act.Why)
-	case kube.Init:
-		a.phase.set(PhaseInit, act.Why)
 	case kube.Join:
 		a.phase.set(PhaseJoin, act.Why)
 	}

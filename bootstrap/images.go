@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -15,7 +14,10 @@ import (
 	"github.com/kimage-project/kimage/pkg/run"
 )
 
-const imageArchive = Data + "/images/images.tar"
+const (
+	imageArchive = Data + "/images/images.tar"
+	importedFile = Data + "/images/imported" // holds the ID of the image whose import ended
+)
 
 // Import puts the container images of the node image into the runtime's
 // store, unless it has them all.
@@ -43,7 +45,7 @@ func Import(ctx context.Context) error {
 			return err
 		}
 	}
-	return atomicfile.Write(filepath.Join(Data, "images", "imported"), []byte(m.ImageID+"\n"), 0o644)
+	return atomicfile.Write(importedFile, []byte(m.ImageID+"\n"), 0o644)
 }
 
 // missingImages are those that the runtime does not list.
@@ -60,4 +62,18 @@ func missingImages(ctx context.Context, m Manifest) ([]string, error) {
 		}
 	}
 	return missing, nil
+}
+
+// awaitImport returns when an import has ended, or after a while. The runtime is
+// not asked meanwhile: on a slow machine that takes as long as the import.
+func awaitImport(ctx context.Context, m Manifest) error {
+	for range 15 {
+		if err := sleep(ctx, pauseMoving); err != nil {
+			return err
+		}
+		if id, err := os.ReadFile(importedFile); err == nil && string(bytes.TrimSpace(id)) == m.ImageID {
+			return nil
+		}
+	}
+	return nil
 }

@@ -25,7 +25,6 @@ func TestTopology1(t *testing.T) {
 	t.Logf("Ready %s after power-on", time.Since(started).Round(time.Second))
 	n.told()
 	n.must("cloud-init status --long", time.Minute) // degraded is not 0
-	const kubectl = "KUBECONFIG=/etc/kubernetes/admin.conf kubectl "
 	n.until(" Ready ", kubectl+"get nodes --no-headers", time.Minute)
 	n.until("Running", kubectl+"get pods -n kube-system -l k8s-app=kube-dns --no-headers | grep -v Running || echo Running", 6*time.Minute)
 	health := n.must("etcdctl --endpoints=https://10.0.2.15:2379 --cacert=/etc/kimage/pki/etcd-ca.crt --cert=/etc/kimage/pki/etcd-agent.crt --key=/etc/kimage/pki/etcd-agent.key endpoint health --cluster", 2*time.Minute)

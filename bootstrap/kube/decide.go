@@ -74,12 +74,12 @@ func decideRejoin(s State) Action {
 
 func decideMaster(s State) Action {
 	switch {
+	case s.starting():
+		return wait("another master's API server is starting (%s)", s.APIDetail)
 	case s.Etcd != Yes:
 		return wait("etcd does not answer: %s", s.EtcdDetail)
 	case s.API == APIReady:
 		return decideJoin(s)
-	case s.API == APIStarting && s.Now.Before(s.APISince.Add(startingFor)):
-		return wait("another master's API server is starting (%s)", s.APIDetail)
 	case s.Now.Before(s.APISince.Add(silentFor)):
 		return wait("making sure that no API server answers (%s)", s.APIDetail)
 	case s.Initialised == Unknown:

@@ -86,7 +86,7 @@ type Config struct {
 	Run           func(context.Context, run.Cmd) error
 	Now           func() time.Time
 	IgnoreChecks  []string      // kubeadm's preflight checks that may fail; empty: its minimum of CPUs and memory, as nobody is there to say that a small machine will do
-	KubeadmBudget time.Duration // how long one kubeadm may take; 0: 40 min, more than its own time-outs together
+	KubeadmBudget time.Duration // how long one kubeadm may take; 0: an hour, more than those of its time-outs that may follow each other
 }
 
 // Node is this machine on its way to being a Node. Its methods may not run at
@@ -161,7 +161,7 @@ func New(c Config) (*Node, error) {
 		c.IgnoreChecks = []string{"Mem", "NumCPU"}
 	}
 	if c.KubeadmBudget == 0 {
-		c.KubeadmBudget = 40 * time.Minute
+		c.KubeadmBudget = time.Hour
 	}
 	return &Node{Config: c, settings: s}, nil
 }

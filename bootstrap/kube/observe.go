@@ -98,10 +98,16 @@ func (n *Node) Observe(ctx context.Context) State {
 	if s.API == APIReady {
 		n.askAPI(ctx, &s)
 	}
-	if s.Master && s.Done == nil && !s.Debris {
+	if s.Master && s.Done == nil && !s.Debris && !s.starting() {
 		s.Etcd, s.Initialised, s.EtcdDetail = n.askEtcd(ctx)
 	}
 	return s
+}
+
+// starting says whether another master's API server is on its way. etcd is not
+// asked then, which would take from it what it starts with on a slow machine.
+func (s State) starting() bool {
+	return s.API == APIStarting && s.Now.Before(s.APISince.Add(startingFor))
 }
 
 // done reads the fact that kubeadm succeeded.

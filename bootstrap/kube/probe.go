@@ -35,6 +35,7 @@ func (n *Node) probeAPI(ctx context.Context, balanced bool) (API, string) {
 		}
 	}
 	type answer struct {
+		server string
 		api    API
 		detail string
 	}
@@ -44,7 +45,7 @@ func (n *Node) probeAPI(ctx context.Context, balanced bool) (API, string) {
 	for _, server := range servers {
 		go func() {
 			api, detail := probeOne(ctx, server, ca)
-			answers <- answer{api, server + ": " + detail}
+			answers <- answer{server, api, server + ": " + detail}
 		}()
 	}
 	best, details := APISilent, []string{}
@@ -53,7 +54,12 @@ func (n *Node) probeAPI(ctx context.Context, balanced bool) (API, string) {
 		if a.api == APIReady {
 			return APIReady, a.detail
 		}
-		best, details = max(best, a.api), append(details, a.detail)
+		best = max(best, a.api)
+		// A balancer without a server closes in one of two ways, at random, and
+		// says nothing that the masters do not say.
+		if a.server != n.API || a.api != APISilent || len(servers) == 1 {
+			details = append(details, a.detail)
+		}
 	}
 	slices.Sort(details)
 	return best, strings.Join(details, "; ")
