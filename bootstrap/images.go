@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/run"
@@ -29,7 +29,7 @@ func Import(ctx context.Context) error {
 		return err
 	}
 	if len(missing) == 0 {
-		return nil
+		return noteImported(m)
 	}
 	if _, err := os.Stat(imageArchive); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("container images are missing (%s), and so is %s", strings.Join(missing, ", "), imageArchive)
@@ -43,7 +43,56 @@ func Import(ctx context.Context) error {
 			return err
 		}
 	}
-	return atomicfile.Write(filepath.Join(Data, "images", "imported"), []byte(m.ImageID+"\n"), 0o644)
+	return noteImported(m)
+}
+
+// importedFile names the node image whose container images were imported last.
+const importedFile = Data + "/images/imported"
+
+func noteImported(m Manifest) error {
+	if imported(m) {
+		return nil
+	}
+	return atomicfile.Write(importedFile, []byte(m.ImageID+"\n"), 0o644)
+}
+
+func imported(m Manifest) bool {
+	data, err := os.ReadFile(importedFile)
+	return err == nil && strings.TrimSpace(string(data)) == m.ImageID
+}
+
+// awaitImages waits until the runtime has what kubeadm starts: without them it
+// would try to pull. What is noted before the first look may be older than the
+// runtime's store, so the runtime is asked; and now and then in any case.
+func (a *Agent) awaitImages(ctx context.Context) error {
+	old := imported(a.image)
+	why := "the container images are being imported (journalctl -u kimage-images)"
+	ask, every := time.Now(), pauseMoving
+	if !old {
+		every = pauseSettled
+		ask = ask.Add(every)
+	}
+	for {
+		if !old && imported(a.image) {
+			return nil
+		}
+		if !time.Now().Before(ask) {
+			missing, err := missingImages(ctx, a.image)
+			if err == nil && len(missing) == 0 {
+				return nil
+			}
+			why = fmt.Sprintf("%d container images are being imported (journalctl -u kimage-images)", len(missing))
+			if err != nil {
+				why = err.Error()
+			}
+			ask = time.Now().Add(every)
+		}
+		a.watch.looked(awaitsImages)
+		a.phase.set(PhaseWaiting, why)
+		if err := sleep(ctx, pauseLook); err != nil {
+			return err
+		}
+	}
 }
 
 // missingImages are those that the runtime does not list.

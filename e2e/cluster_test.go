@@ -33,9 +33,12 @@ func TestTopology1(t *testing.T) {
 		t.Error(health)
 	}
 	t.Log(n.must("journalctl -u kimage-agent -o cat --no-pager | grep '^phase'", time.Minute))
+	n.quick()
 	if failed := n.must("systemctl --failed --no-legend --plain", time.Minute); failed != "" {
 		t.Errorf("units failed:\n%s", failed)
 	}
+	t.Log(n.must("journalctl -u kimage-agent -o short-precise --no-pager", time.Minute))
+	n.small()
 	n.reboot()
 	n.until(`"phase": "ready"`, "kimage-agent status --json || true", 8*time.Minute)
 }

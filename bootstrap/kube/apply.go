@@ -96,7 +96,7 @@ func (n *Node) lock(ctx context.Context) (release func(), err error) {
 	if !ok {
 		return nil, ErrBusy
 	}
-	if api, _ := n.probeAPI(ctx, true); api != APISilent {
+	if api, _, _ := n.probeAPI(ctx, true); api != APISilent {
 		release()
 		return nil, ErrBusy
 	}

@@ -109,8 +109,8 @@ type lastTry struct {
 
 // clients are kept between observations, with their connections.
 type clients struct {
-	token, admin *kubeapi.Client
-	adminFrom    string // content of admin.conf
+	token, admin, kubelet, etcd *kubeapi.Client
+	adminFrom, kubeletFrom      string // their certificates
 }
 
 // New checks c and fills in its defaults.
