@@ -5,7 +5,7 @@
 #   make quick      units only, a minute
 #   make image      bake Debian 13 with Kubernetes into out/
 #   make e2e        the stories of CI that boot what was baked; RUN=name for one
-#   make chaos      founding on real etcd in network namespaces: 200 random schedules; SEED=n for one, chaos-short for 12
+#   make chaos      founding on real etcd in network namespaces: agents killed after each step, 200 random schedules; SEED=n for one, chaos-short for 12
 #   make integration  machines in namespaces become a cluster with the real kubeadm, etcd and control plane (root; after a bake from source)
 #   make bench      speed and memory, as ratios in one run
 #   make fuzz       the readers of hostile input, five minutes each (FUZZTIME=1m)
@@ -65,11 +65,15 @@ e2e: deps build
 	$(GO) test -tags e2e -count=1 -v -timeout 60m -run '$(RUN)' ./e2e
 
 SEED ?= 0
-CHAOS := $(GO) test -tags chaos -count=1 -v -run "TestChaos|TestEtcd" -parallel 3 -timeout 60m ./bootstrap/etcd -seed $(SEED)
+CHAOS := $(GO) test -tags chaos -count=1 -v -run "TestChaos$$|TestEtcd" -parallel 3 -timeout 60m ./bootstrap/etcd -seed $(SEED)
+# Most of their time these wait for etcd.
+STEPS := $(GO) test -tags chaos -count=1 -v -run TestChaosSteps -parallel 8 -timeout 20m ./bootstrap/etcd
 chaos: deps
+	$(STEPS) -chaos 200
 	$(CHAOS) -chaos 200
 
 chaos-short: deps
+	$(STEPS) -chaos 12
 	$(CHAOS) -chaos 12
 
 bench: deps build
