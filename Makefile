@@ -5,6 +5,7 @@
 #   make quick      units only, a minute
 #   make image      bake Debian 13 with Kubernetes into out/
 #   make e2e        the stories of CI that boot what was baked; RUN=name for one
+#   make e2e-all    those stories, and the ones that take hours: power cuts in every phase, ten minutes at Ready
 #   make chaos      founding on real etcd in network namespaces: agents killed after each step, 200 random schedules; SEED=n for one, chaos-short for 12
 #   make integration  machines in namespaces become a cluster with the real kubeadm, etcd and control plane (root; after a bake from source)
 #   make bench      speed and memory, as ratios in one run
@@ -17,7 +18,7 @@ GO := go
 AGENT := cmd/kimage/agent/kimage-agent-amd64
 SOURCES := $(shell find bootstrap cmd/kimage-agent pkg -name '*.go' -not -name '*_test.go') go.mod go.sum
 
-.PHONY: all build deps image test quick integration e2e chaos chaos-short bench fuzz lint clean
+.PHONY: all build deps image test quick integration e2e e2e-all chaos chaos-short bench fuzz lint clean
 
 all: build
 
@@ -59,7 +60,7 @@ test: deps build lint
 
 RUN ?= .
 integration: deps
-	$(GO) test -tags integration -count=1 -v -timeout 10m -run '$(RUN)' ./bootstrap/kube
+	$(GO) test -tags integration -count=1 -v -timeout 30m -run '$(RUN)' ./bootstrap/kube
 
 e2e: deps build
 	$(GO) test -tags e2e -count=1 -v -timeout 60m -run '$(RUN)' ./e2e
@@ -75,6 +76,9 @@ chaos: deps
 chaos-short: deps
 	$(STEPS) -chaos 12
 	$(CHAOS) -chaos 12
+
+e2e-all: deps build
+	KIMAGE_E2E_ALL=1 KIMAGE_E2E_WINDOW=10m $(GO) test -tags e2e -count=1 -v -timeout 12h -run '$(RUN)' ./e2e
 
 bench: deps build
 	bash e2e/bench.sh

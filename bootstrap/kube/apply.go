@@ -155,6 +155,7 @@ func (n *Node) kubeadm(ctx context.Context, argv []string, budget time.Duration)
 	err := n.Run(limited, run.Cmd{Argv: argv, Stdout: out, Stderr: words, Env: []string{"HOME=/root"}})
 	out.flush()
 	words.flush()
+	n.tellChanged(argv[0] + " " + argv[1])
 	switch {
 	case err == nil:
 		return nil

@@ -97,6 +97,13 @@ type Node struct {
 	apiSeen  answerSince
 	clients  clients
 	settings settings
+	changed  func(what string) // told of each change, to be cut off after it; nil: nobody
+}
+
+func (n *Node) tellChanged(what string) {
+	if n.changed != nil {
+		n.changed(what)
+	}
 }
 
 // lastTry is what became of the last kubeadm, as long as the agent runs.
