@@ -36,6 +36,10 @@ type Agent struct {
 	logf  func(string, ...any)
 	phase *phases
 	watch *stopwatch
+	waits struct {
+		why  string
+		said time.Time
+	}
 }
 
 // Run is the agent's whole life. It ends with ctx, or where it cannot begin.
@@ -194,7 +198,9 @@ func (a *Agent) runKube(ctx context.Context) error {
 		act := kube.Decide(s)
 		a.tell(act)
 		awaits := s.Awaits(act)
-		a.watch.looked(awaits)
+		if act.Verb != kube.Keep { // what a Node that is not Ready waits for, settle sees
+			a.watch.looked(awaits)
+		}
 		err := n.Apply(ctx, act)
 		failure := ""
 		switch {
@@ -244,13 +250,25 @@ func (a *Agent) tell(act kube.Action) {
 	switch act.Verb {
 	case kube.Stop:
 		a.phase.set(PhaseStopped, act.Why)
-	case kube.Wait, kube.Clean:
+	case kube.Wait:
+		a.tellWait(act.Why)
+	case kube.Clean:
 		a.phase.set(PhaseWaiting, act.Why)
 	case kube.Init:
 		a.phase.set(PhaseInit, act.Why)
 	case kube.Join:
 		a.phase.set(PhaseJoin, act.Why)
 	}
+}
+
+// tellWait says what is being waited for. The same is said again only now and
+// then: etcd, which is founded at the same time, has something to say too.
+func (a *Agent) tellWait(why string) {
+	if why == a.waits.why && time.Since(a.waits.said) < pauseMoving {
+		return
+	}
+	a.waits.why, a.waits.said = why, time.Now()
+	a.phase.set(PhaseWaiting, why)
 }
 
 // settle tells whether the machine is Ready, for which it waits a while, and the

@@ -88,7 +88,7 @@ func (a *Agent) awaitImages(ctx context.Context) error {
 			ask = time.Now().Add(every)
 		}
 		a.watch.looked(awaitsImages)
-		a.phase.set(PhaseWaiting, why)
+		a.tellWait(why)
 		if err := sleep(ctx, pauseLook); err != nil {
 			return err
 		}

@@ -160,6 +160,7 @@ func powerCut(t *testing.T, m *qemu.Machine, c qemu.Config, key qemu.Key) {
 		t.Errorf("etcd has data of several incarnations:\n%s", out)
 	}
 	n.until("is healthy", etcdHealth, 2*time.Minute)
+	t.Log(n.must("journalctl -u kimage-agent -o cat --no-pager | grep ^ready:", time.Minute))
 	t.Logf("Ready %s after it was switched on again", time.Since(started).Round(time.Second))
 	n.Kill()
 	for _, file := range []string{n.Disk(), c.Image} {

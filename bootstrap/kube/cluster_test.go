@@ -25,7 +25,10 @@ import (
 func TestMain(m *testing.M) {
 	if file := os.Getenv("KIMAGE_TEST_MACHINE"); file != "" {
 		log.SetFlags(log.Ltime | log.Lmicroseconds)
-		log.Fatal(runMachine(file))
+		if err := runMachine(file); err != nil {
+			log.Fatal(err)
+		}
+		return
 	}
 	if os.Getenv("KIMAGE_TEST_INSIDE") == "" {
 		cmd := exec.Command("unshare", append([]string{"--mount", "--net", "--propagation=private", "--", os.Args[0]}, os.Args[1:]...)...)

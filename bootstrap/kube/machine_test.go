@@ -42,6 +42,9 @@ func runMachine(file string) error {
 	if err := json.Unmarshal(data, &m); err != nil {
 		return err
 	}
+	if os.Getenv("KIMAGE_TEST_IDLE") != "" {
+		return m.idle()
+	}
 	if err := m.boot(); err != nil {
 		return err
 	}
