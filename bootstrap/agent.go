@@ -17,10 +17,13 @@ import (
 	"github.com/kimage-project/kimage/bootstrap/etcd"
 	"github.com/kimage-project/kimage/bootstrap/kube"
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+	"github.com/kimage-project/kimage/pkg/run"
 )
 
 // Pauses between looks.
 const (
+	pauseLook    = 100 * time.Millisecond // while only this machine is asked: a wait's end is noticed at once
+	pauseOthers  = 500 * time.Millisecond // while others are: there may be a thousand that ask
 	pauseMoving  = 2 * time.Second
 	pauseSettled = 10 * time.Second
 )
@@ -32,6 +35,11 @@ type Agent struct {
 	image Manifest
 	logf  func(string, ...any)
 	phase *phases
+	watch *stopwatch
+	waits struct {
+		why  string
+		said time.Time
+	}
 }
 
 // Run is the agent's whole life. It ends with ctx, or where it cannot begin.
@@ -54,7 +62,7 @@ func Run(ctx context.Context, logf func(string, ...any)) error {
 			return err
 		}
 	}
-	a := &Agent{conf: conf, name: name, image: image, logf: logf, phase: &phases{node: name, logf: logf, now: time.Now, file: phaseFile}}
+	a := &Agent{conf: conf, name: name, image: image, logf: logf, watch: newStopwatch(time.Now), phase: &phases{node: name, logf: logf, now: time.Now, file: phaseFile}}
 	if err := a.setClock(); err != nil {
 		logf("%v", err)
 	}
@@ -143,9 +151,13 @@ func (a *Agent) runEtcd(ctx context.Context) error {
 				a.phase.set(PhaseStopped, act.Why)
 			case etcd.Keep:
 				if only {
-					a.phase.set(PhaseReady, "")
+					a.watch.looked("")
+					a.ready(ctx)
 				}
 			default:
+				if only {
+					a.watch.looked(kube.AwaitsEtcd)
+				}
 				if only || !joined() {
 					a.phase.set(PhaseEtcd, act.Why)
 				}
@@ -167,12 +179,13 @@ func (a *Agent) runKube(ctx context.Context) error {
 			addresses = []string{found}
 			break
 		}
+		a.watch.looked(awaitsAddress)
 		a.phase.set(PhaseWaiting, "no network leads to a master: this machine has no address yet (is the cable in, does DHCP answer?)")
 		if err := sleep(ctx, pauseMoving); err != nil {
 			return err
 		}
 	}
-	n, err := kube.New(kube.Config{Node: a.conf, Name: a.name, Addresses: addresses, Masters: a.masters, Lock: a.askLock, Logf: a.logf})
+	n, err := kube.New(kube.Config{Node: a.conf, Name: a.name, Addresses: addresses, Masters: a.masters, Lock: a.askLock, Logf: a.logf, Run: a.runProgram})
 	if err != nil {
 		return err
 	}
@@ -184,41 +197,53 @@ func (a *Agent) runKube(ctx context.Context) error {
 		s := n.Observe(ctx)
 		act := kube.Decide(s)
 		a.tell(act)
-		pause := pauseMoving
+		awaits := s.Awaits(act)
+		if act.Verb != kube.Keep { // what a Node that is not Ready waits for, settle sees
+			a.watch.looked(awaits)
+		}
+		err := n.Apply(ctx, act)
 		failure := ""
-		if err := n.Apply(ctx, act); err != nil && ctx.Err() == nil && !errors.Is(err, kube.ErrBusy) {
+		switch {
+		case errors.Is(err, kube.ErrBusy):
+			awaits = kube.AwaitsOthers
+			a.watch.looked(awaits)
+		case err != nil && ctx.Err() == nil:
 			failure = fmt.Sprintf("%s: %v", act.Verb, err)
 			if said == "" {
 				a.logf("%s", failure)
 			}
 		}
 		said = failure
-		if act.Verb == kube.Keep && a.settle(ctx, n) {
-			pause = pauseSettled
-		}
-		if err := sleep(ctx, pause); err != nil {
+		if err := sleep(ctx, a.pause(ctx, n, act, awaits, failure)); err != nil {
 			return err
 		}
 	}
 }
 
-// awaitImages waits until the runtime has what kubeadm starts: without them it
-// would try to pull.
-func (a *Agent) awaitImages(ctx context.Context) error {
-	for {
-		missing, err := missingImages(ctx, a.image)
-		if err == nil && len(missing) == 0 {
-			return nil
+// pause says when to look again after act.
+func (a *Agent) pause(ctx context.Context, n *kube.Node, act kube.Action, awaits, failure string) time.Duration {
+	switch {
+	case act.Verb == kube.Keep:
+		if a.settle(ctx, n) {
+			return pauseSettled
 		}
-		why := fmt.Sprintf("%d container images are being imported (journalctl -u kimage-images)", len(missing))
-		if err != nil {
-			why = err.Error()
-		}
-		a.phase.set(PhaseWaiting, why)
-		if err := awaitImport(ctx, a.image); err != nil {
-			return err
-		}
+		return pauseLook
+	case awaits == kube.AwaitsEtcd, awaits == kube.AwaitsRuntime:
+		return pauseLook
+	case awaits == kube.AwaitsOthers:
+		return pauseOthers
+	case awaits != kube.AwaitsNothing || failure != "" || act.Verb == kube.Stop:
+		return pauseMoving
 	}
+	return 0
+}
+
+// runProgram runs what package kube runs, and notes how long kubeadm takes.
+func (a *Agent) runProgram(ctx context.Context, c run.Cmd) error {
+	if c.Argv[0] != "kubeadm" {
+		return run.Run(ctx, c)
+	}
+	return a.watch.during(awaitsKubeadm, func() error { return run.Run(ctx, c) })
 }
 
 // tell says which phase begins; when that of init does, askLock knows.
@@ -226,22 +251,41 @@ func (a *Agent) tell(act kube.Action) {
 	switch act.Verb {
 	case kube.Stop:
 		a.phase.set(PhaseStopped, act.Why)
-	case kube.Wait, kube.Clean:
+	case kube.Wait:
+		a.tellWait(act.Why)
+	case kube.Clean:
 		a.phase.set(PhaseWaiting, act.Why)
 	case kube.Join:
 		a.phase.set(PhaseJoin, act.Why)
 	}
 }
 
-// settle tells whether the machine is Ready, and the balancers which API
-// servers the cluster has.
-func (a *Agent) settle(ctx context.Context, n *kube.Node) bool {
-	ready, why := n.Ready(ctx)
-	if !ready {
-		a.phase.set(PhaseJoined, why)
-		return false
+// tellWait says what is being waited for. The same is said again only now and
+// then: etcd, which is founded at the same time, has something to say too.
+func (a *Agent) tellWait(why string) {
+	if why == a.waits.why && time.Since(a.waits.said) < pauseMoving {
+		return
 	}
-	a.phase.set(PhaseReady, "")
+	a.waits.why, a.waits.said = why, time.Now()
+	a.phase.set(PhaseWaiting, why)
+}
+
+// settle tells whether the machine is Ready, for which it waits a while, and the
+// balancers which API servers the cluster has.
+func (a *Agent) settle(ctx context.Context, n *kube.Node) bool {
+	for end := time.Now().Add(pauseMoving); ; {
+		ready, why := n.Ready(ctx)
+		if ready {
+			break
+		}
+		a.watch.looked(awaitsNetwork)
+		a.phase.set(PhaseJoined, why)
+		if time.Now().After(end) || sleep(ctx, pauseLook) != nil {
+			return false
+		}
+	}
+	a.watch.looked("")
+	a.ready(ctx)
 	servers, err := n.APIServers(ctx)
 	if err != nil {
 		return true // those that are known stay
@@ -250,6 +294,16 @@ func (a *Agent) settle(ctx context.Context, n *kube.Node) bool {
 		a.logf("%v", err)
 	}
 	return true
+}
+
+// ready says that the machine is, and for the first time how it came to be.
+func (a *Agent) ready(ctx context.Context) {
+	took, first := a.watch.ready(ctx)
+	a.phase.tookTo(took)
+	a.phase.set(PhaseReady, "")
+	if first {
+		a.logf("ready: %s", took)
+	}
 }
 
 // masters are those of the highest roster on this machine.

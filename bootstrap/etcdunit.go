@@ -15,6 +15,8 @@ import (
 const (
 	etcdUnit = "etcd.service"
 	etcdArgs = "/run/kimage/etcd.env" // read by the unit
+	// systemd's name for it, where control groups are those of version 2.
+	etcdGroup = "/sys/fs/cgroup/system.slice/" + etcdUnit
 )
 
 // startEtcd gives the unit its command line and starts it. systemd never starts
@@ -33,7 +35,12 @@ func haltEtcd(ctx context.Context) error {
 	return run.Run(ctx, run.Cmd{Argv: []string{"systemctl", "stop", etcdUnit}})
 }
 
+// etcdRuns is asked every few seconds for as long as the machine is up, so it
+// looks into the unit's control group, and asks systemd only where there is none.
 func etcdRuns(ctx context.Context) (bool, error) {
+	if events, err := readPairsBy(etcdGroup+"/cgroup.events", " "); err == nil && events["populated"] == "1" {
+		return true, nil
+	}
 	out, err := run.Output(ctx, run.Cmd{Argv: []string{"systemctl", "show", "--property=ActiveState", "--value", etcdUnit}})
 	if err != nil {
 		return false, fmt.Errorf("asking systemd for %s: %w", etcdUnit, err)

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/run"
@@ -31,7 +33,7 @@ func Import(ctx context.Context) error {
 		return err
 	}
 	if len(missing) == 0 {
-		return nil
+		return noteImported(m)
 	}
 	if _, err := os.Stat(imageArchive); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("container images are missing (%s), and so is %s", strings.Join(missing, ", "), imageArchive)
@@ -45,7 +47,56 @@ func Import(ctx context.Context) error {
 			return err
 		}
 	}
+	return noteImported(m)
+}
+
+func noteImported(m Manifest) error {
+	if imported(m) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(importedFile), 0o755); err != nil {
+		return err
+	}
 	return atomicfile.Write(importedFile, []byte(m.ImageID+"\n"), 0o644)
+}
+
+func imported(m Manifest) bool {
+	data, err := os.ReadFile(importedFile)
+	return err == nil && strings.TrimSpace(string(data)) == m.ImageID
+}
+
+// awaitImages waits until the runtime has what kubeadm starts: without them it
+// would try to pull. What is noted before the first look may be older than the
+// runtime's store, so the runtime is asked; and now and then in any case.
+func (a *Agent) awaitImages(ctx context.Context) error {
+	old := imported(a.image)
+	why := "the container images are being imported (journalctl -u kimage-images)"
+	ask, every := time.Now(), pauseMoving
+	if !old {
+		every = pauseSettled
+		ask = ask.Add(every)
+	}
+	for {
+		if !old && imported(a.image) {
+			return nil
+		}
+		if !time.Now().Before(ask) {
+			missing, err := missingImages(ctx, a.image)
+			if err == nil && len(missing) == 0 {
+				return nil
+			}
+			why = fmt.Sprintf("%d container images are being imported (journalctl -u kimage-images)", len(missing))
+			if err != nil {
+				why = err.Error()
+			}
+			ask = time.Now().Add(every)
+		}
+		a.watch.looked(awaitsImages)
+		a.tellWait(why)
+		if err := sleep(ctx, pauseLook); err != nil {
+			return err
+		}
+	}
 }
 
 // missingImages are those that the runtime does not list.
@@ -62,18 +113,4 @@ func missingImages(ctx context.Context, m Manifest) ([]string, error) {
 		}
 	}
 	return missing, nil
-}
-
-// awaitImport returns when an import has ended, or after a while. The runtime is
-// not asked meanwhile: on a slow machine that takes as long as the import.
-func awaitImport(ctx context.Context, m Manifest) error {
-	for range 15 {
-		if err := sleep(ctx, pauseMoving); err != nil {
-			return err
-		}
-		if id, err := os.ReadFile(importedFile); err == nil && string(bytes.TrimSpace(id)) == m.ImageID {
-			return nil
-		}
-	}
-	return nil
 }

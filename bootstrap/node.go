@@ -154,14 +154,16 @@ func findData() (dataDevice, error) {
 }
 
 // readPairs reads lines of NAME=value.
-func readPairs(name string) (map[string]string, error) {
+func readPairs(name string) (map[string]string, error) { return readPairsBy(name, "=") }
+
+func readPairsBy(name, separator string) (map[string]string, error) {
 	data, err := os.ReadFile(name)
 	if err != nil {
 		return nil, err
 	}
 	out := map[string]string{}
 	for line := range strings.Lines(string(data)) {
-		if k, v, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), separator); ok {
 			out[k] = v
 		}
 	}

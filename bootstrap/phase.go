@@ -15,9 +15,10 @@ import (
 // Phase is where a machine is on its way to Ready.
 type Phase struct {
 	Node  string    `json:"node"`
-	Phase string    `json:"phase"`         // see the constants
-	Since time.Time `json:"since"`         // of the phase
-	Why   string    `json:"why,omitempty"` // what is waited for, and what to do about it
+	Phase string    `json:"phase"`          // see the constants
+	Since time.Time `json:"since"`          // of the phase
+	Why   string    `json:"why,omitempty"`  // what is waited for, and what to do about it
+	Took  *Took     `json:"took,omitempty"` // once Ready: where the time went
 }
 
 // Phases, in the order in which a machine passes them. A machine may go back.
@@ -42,6 +43,14 @@ type phases struct {
 
 	mu   sync.Mutex
 	last Phase
+	took *Took
+}
+
+// tookTo is for all phases from now on.
+func (p *phases) tookTo(t Took) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.took = &t
 }
 
 func (p *phases) set(phase, why string) {
@@ -50,7 +59,7 @@ func (p *phases) set(phase, why string) {
 	if p.last.Phase == phase && p.last.Why == why {
 		return
 	}
-	next := Phase{Node: p.node, Phase: phase, Since: p.last.Since, Why: why}
+	next := Phase{Node: p.node, Phase: phase, Since: p.last.Since, Why: why, Took: p.took}
 	if p.last.Phase != phase {
 		now := p.now()
 		if p.last.Phase != "" {

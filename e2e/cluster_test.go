@@ -11,6 +11,9 @@ import (
 	"github.com/kimage-project/kimage/pkg/qemu"
 )
 
+// etcdHealth asks the etcd of the one machine.
+const etcdHealth = "etcdctl --endpoints=https://10.0.2.15:2379 --cacert=/etc/kimage/pki/etcd-ca.crt --cert=/etc/kimage/pki/etcd-agent.crt --key=/etc/kimage/pki/etcd-agent.key endpoint health --cluster"
+
 // TestTopology1: a machine powers on with what kimage config wrote, and becomes
 // a cluster by itself: nobody runs a command, and no network leads out.
 func TestTopology1(t *testing.T) {
@@ -27,14 +30,17 @@ func TestTopology1(t *testing.T) {
 	n.must("cloud-init status --long", time.Minute) // degraded is not 0
 	n.until(" Ready ", kubectl+"get nodes --no-headers", time.Minute)
 	n.until("Running", kubectl+"get pods -n kube-system -l k8s-app=kube-dns --no-headers | grep -v Running || echo Running", 6*time.Minute)
-	health := n.must("etcdctl --endpoints=https://10.0.2.15:2379 --cacert=/etc/kimage/pki/etcd-ca.crt --cert=/etc/kimage/pki/etcd-agent.crt --key=/etc/kimage/pki/etcd-agent.key endpoint health --cluster", 2*time.Minute)
+	health := n.must(etcdHealth, 2*time.Minute)
 	if !strings.Contains(health, "is healthy") {
 		t.Error(health)
 	}
 	t.Log(n.must("journalctl -u kimage-agent -o cat --no-pager | grep '^phase'", time.Minute))
+	n.quick()
 	if failed := n.must("systemctl --failed --no-legend --plain", time.Minute); failed != "" {
 		t.Errorf("units failed:\n%s", failed)
 	}
+	t.Log(n.must("journalctl -u kimage-agent -o short-precise --no-pager", time.Minute))
+	n.small()
 	n.reboot()
 	n.until(`"phase": "ready"`, "kimage-agent status --json || true", 8*time.Minute)
 }

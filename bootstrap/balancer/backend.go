@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"slices"
 	"time"
 )
 
@@ -98,11 +99,16 @@ func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (p
 	}
 	if h != Ready {
 		b.giveUp(time.Now())
-		if time.Since(be.state.failing) < 2*patience {
-			return retry, false
+		if time.Since(be.state.failing) < 2*patience || be.state.first && !b.anyReady() {
+			return retry, false // the own one is near, and a whole machine waits for it
 		}
 	}
 	return b.untilNextTick(time.Now()), false
+}
+
+// anyReady: b.mu is held.
+func (b *Balancer) anyReady() bool {
+	return slices.ContainsFunc(b.backends, func(be *backend) bool { return be.state.health == Ready })
 }
 
 // untilNextTick is at most interval. All backends are asked at the same

@@ -27,6 +27,7 @@ type chaosNode struct {
 	Cluster       nodeconf.Cluster
 	Roster        nodeconf.SignedRoster
 	Etcd, Etcdutl string
+	Death         *death // nil: none is arranged
 }
 
 func (n chaosNode) disk() string  { return filepath.Join(n.Dir, "disk") }
@@ -86,6 +87,10 @@ func (n chaosNode) run(ctx context.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+	if d := n.Death; d != nil && !d.came() {
+		d.state = n.state()
+		d.counting(a)
 	}
 	return a.Run(ctx)
 }

@@ -145,9 +145,7 @@ func newChaos(t *testing.T, seed uint64, programs map[string]string) *chaos {
 		// etcdutl takes its time, so that founding is hit too.
 		m.Etcdutl = filepath.Join(m.Dir, "etcdutl")
 		c.must(os.WriteFile(m.Etcdutl, fmt.Appendf(nil, "#!/bin/sh\nsleep 0.%d\n%s \"$@\" || exit\nsleep 0.%d\n", c.r.IntN(10), programs["etcdutl"], c.r.IntN(10)), 0o700))
-		data, err := json.Marshal(m.chaosNode)
-		c.must(err)
-		c.must(os.WriteFile(filepath.Join(m.Dir, "node.json"), data, 0o600))
+		c.tell(m)
 		c.image(m)
 	}
 	return c

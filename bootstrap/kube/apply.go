@@ -96,7 +96,7 @@ func (n *Node) lock(ctx context.Context) (release func(), err error) {
 	if !ok {
 		return nil, ErrBusy
 	}
-	if api, _ := n.probeAPI(ctx, true); api != APISilent {
+	if api, _, _ := n.probeAPI(ctx, true); api != APISilent {
 		release()
 		return nil, ErrBusy
 	}
@@ -155,6 +155,7 @@ func (n *Node) kubeadm(ctx context.Context, argv []string, budget time.Duration)
 	err := n.Run(limited, run.Cmd{Argv: argv, Stdout: out, Stderr: words, Env: []string{"HOME=/root"}})
 	out.flush()
 	words.flush()
+	n.tellChanged(argv[0] + " " + argv[1])
 	switch {
 	case err == nil:
 		return nil

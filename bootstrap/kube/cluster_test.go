@@ -25,7 +25,10 @@ import (
 func TestMain(m *testing.M) {
 	if file := os.Getenv("KIMAGE_TEST_MACHINE"); file != "" {
 		log.SetFlags(log.Ltime | log.Lmicroseconds)
-		log.Fatal(runMachine(file))
+		if err := runMachine(file); err != nil {
+			log.Fatal(err)
+		}
+		return
 	}
 	if os.Getenv("KIMAGE_TEST_INSIDE") == "" {
 		cmd := exec.Command("unshare", append([]string{"--mount", "--net", "--propagation=private", "--", os.Args[0]}, os.Args[1:]...)...)
@@ -51,6 +54,7 @@ type cluster struct {
 	masters  []nodeconf.Master
 	settings string // kubeadm's, JSON
 	running  map[string]*exec.Cmd
+	deadly   bool // machines that start from now on lose their power after each new step
 }
 
 func newCluster(t *testing.T, peers *nodeconf.Peers) *cluster {
@@ -170,7 +174,7 @@ func (c *cluster) start(name, address string, node nodeconf.Node) {
 	dir := filepath.Join(c.dir, name)
 	master := node.Has(nodeconf.RoleMaster)
 	node.Addresses = []string{address}
-	m := machine{Dir: dir, Name: name, Address: address, Masters: c.masters, Etcd: switchAddress + ":2379", Config: nodeconf.Config{
+	m := machine{Dir: dir, Name: name, Address: address, Masters: c.masters, Etcd: switchAddress + ":2379", Deadly: c.deadly, Config: nodeconf.Config{
 		Cluster: nodeconf.Cluster{Name: "demo", UID: "uid-1"}, Node: node,
 		Image: nodeconf.Image{Kubernetes: "v1.37.2", Plugin: "flannel"},
 		Network: nodeconf.Network{Pods: []string{"10.244.0.0/16"}, Services: []string{"10.96.0.0/12"}, DNSDomain: "cluster.local", DNS: []string{"10.96.0.10"},

@@ -80,13 +80,18 @@ func decideMaster(s State) Action {
 		return wait("etcd does not answer: %s", s.EtcdDetail)
 	case s.API == APIReady:
 		return decideJoin(s)
-	case s.Now.Before(s.APISince.Add(silentFor)):
+	case s.Now.Before(s.APISince.Add(silentFor)) && !s.certainlyNew():
 		return wait("making sure that no API server answers (%s)", s.APIDetail)
 	case s.Initialised == Unknown:
 		return wait("etcd does not say whether this cluster was initialised: %s", s.EtcdDetail)
 	}
 	return Action{Verb: Init, Again: s.Initialised == Yes, Why: "no API server answers"}
 }
+
+// certainlyNew says whether nobody can have an API server: no cluster was ever
+// initialised, says etcd, and every other master's machine is up and has nothing
+// on that port. Silence proves less: a machine may be slow, or cut off.
+func (s State) certainlyNew() bool { return s.Initialised == No && s.APIRefused }
 
 func decideWorker(s State) Action {
 	switch s.API {

@@ -64,6 +64,9 @@ func TestDecide(t *testing.T) {
 		{"master, silent, initialised before", master(func(s *State) { s.API, s.Initialised = APISilent, Yes }), Action{Verb: Init, Again: true}},
 		{"master, silent, etcd does not say", master(func(s *State) { s.API, s.Initialised = APISilent, Unknown }), Action{Verb: Wait, Why: "initialised"}},
 		{"master, silent for a moment", master(func(s *State) { s.API, s.APISince = APISilent, ago(19*time.Second) }), Action{Verb: Wait, Why: "making sure"}},
+		{"master, all others refuse", master(func(s *State) { s.API, s.APISince, s.APIRefused = APISilent, now, true }), Action{Verb: Init}},
+		{"master, all others refuse for a moment, initialised before", master(func(s *State) { s.API, s.APISince, s.APIRefused, s.Initialised = APISilent, now, true, Yes }), Action{Verb: Wait, Why: "making sure"}},
+		{"master, all others refuse, etcd does not say", master(func(s *State) { s.API, s.APISince, s.APIRefused, s.Initialised = APISilent, now, true, Unknown }), Action{Verb: Wait, Why: "making sure"}},
 		{"master, another starts", master(func(s *State) { s.API, s.APISince = APIStarting, ago(19*time.Minute) }), Action{Verb: Wait, Why: "another master's"}},
 		{"master, another starts for ever", master(func(s *State) { s.API, s.APISince = APIStarting, ago(20*time.Minute) }), Action{Verb: Init}},
 	} {

@@ -59,7 +59,11 @@ func (n *Node) write(p string, content []byte, mode os.FileMode) error {
 			return nil
 		}
 	}
-	return atomicfile.Write(file, content, mode)
+	if err := atomicfile.Write(file, content, mode); err != nil {
+		return err
+	}
+	n.tellChanged("write " + p)
+	return nil
 }
 
 // encryptionBytes is the size of a key of secretbox.
@@ -137,8 +141,12 @@ func (n *Node) nameItself() error {
 
 // remove deletes a file; that it is not there is no error.
 func (n *Node) remove(p string) error {
-	if err := os.Remove(n.path(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	err := os.Remove(n.path(p))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	return nil
+	if err == nil {
+		n.tellChanged("remove " + p)
+	}
+	return err
 }

@@ -97,6 +97,13 @@ type Node struct {
 	apiSeen  answerSince
 	clients  clients
 	settings settings
+	changed  func(what string) // told of each change, to be cut off after it; nil: nobody
+}
+
+func (n *Node) tellChanged(what string) {
+	if n.changed != nil {
+		n.changed(what)
+	}
 }
 
 // lastTry is what became of the last kubeadm, as long as the agent runs.
@@ -109,8 +116,8 @@ type lastTry struct {
 
 // clients are kept between observations, with their connections.
 type clients struct {
-	token, admin *kubeapi.Client
-	adminFrom    string // content of admin.conf
+	token, admin, kubelet, etcd *kubeapi.Client
+	adminFrom, kubeletFrom      string // their certificates
 }
 
 // New checks c and fills in its defaults.

@@ -29,6 +29,7 @@ type machine struct {
 	Masters  []nodeconf.Master
 	Etcd     string // HOST:PORT
 	Settings map[string]string
+	Deadly   bool // the power is cut after each step that it takes for the first time, see deaths
 }
 
 // runMachine is the machine's first process.
@@ -40,6 +41,9 @@ func runMachine(file string) error {
 	var m machine
 	if err := json.Unmarshal(data, &m); err != nil {
 		return err
+	}
+	if os.Getenv("KIMAGE_TEST_IDLE") != "" {
+		return m.idle()
 	}
 	if err := m.boot(); err != nil {
 		return err
@@ -53,6 +57,9 @@ func runMachine(file string) error {
 	if err != nil {
 		return err
 	}
+	if m.Deadly {
+		deaths{m.Dir}.arrange(n)
+	}
 	before := ""
 	for ctx := context.Background(); ; time.Sleep(time.Second) {
 		a := Decide(n.Observe(ctx))
@@ -62,6 +69,8 @@ func runMachine(file string) error {
 		}
 		if err := n.Apply(ctx, a); err != nil {
 			log.Printf("APPLY %s: %v", a.Verb, err)
+		} else if n.changed != nil && a.Verb != Wait {
+			n.changed(string(a.Verb))
 		}
 	}
 }

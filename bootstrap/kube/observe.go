@@ -52,6 +52,7 @@ type State struct {
 	API         API
 	APIDetail   string    // what was tried
 	APISince    time.Time // since when it is so
+	APIRefused  bool      // masters: every other master's machine refuses connections to its API server; there may be no other
 	APIVersion  string    // "v1.37.2"; empty: not asked
 	Kubernetes  string    // this image's
 	Token       Answer    // the cluster knows this machine's token
@@ -90,7 +91,7 @@ func (n *Node) Observe(ctx context.Context) State {
 	}
 	s.Debris = n.debris()
 	s.Runtime = connects(n.path(criSocket))
-	s.API, s.APIDetail = n.probeAPI(ctx, s.Done == nil)
+	s.API, s.APIRefused, s.APIDetail = n.probeAPI(ctx, s.Done == nil)
 	if n.apiSeen.at.IsZero() || n.apiSeen.api != s.API {
 		n.apiSeen = answerSince{s.API, s.Now}
 	}

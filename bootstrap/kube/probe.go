@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/kimage-project/kimage/pkg/kubeapi"
@@ -19,42 +21,46 @@ const probeTimeout = 10 * time.Second
 
 // probeAPI asks every other master, and the balancer, whether an API server is
 // ready. The balancer's may be this machine's own: balanced is false where that
-// does not count.
-func (n *Node) probeAPI(ctx context.Context, balanced bool) (API, string) {
+// does not count. refused: every other master of the roster, which may be none,
+// refuses the connection, as a machine does that is up and has no API server.
+func (n *Node) probeAPI(ctx context.Context, balanced bool) (best API, refused bool, detail string) {
 	ca, err := os.ReadFile(n.pki("ca.crt"))
 	if err != nil {
-		return APISilent, err.Error()
+		return APISilent, false, err.Error()
 	}
 	var servers []string
+	masters := n.Masters()
+	refused = len(masters) > 0 // none at all: nobody knows
 	if balanced || !n.master() {
 		servers = append(servers, n.API)
 	}
-	for _, m := range n.Masters() {
+	for _, m := range masters {
 		if m.Name != n.Name {
 			servers = append(servers, net.JoinHostPort(m.Address, apiPort))
 		}
 	}
 	type answer struct {
-		server string
-		api    API
-		detail string
+		server, detail string
+		api            API
+		refused        bool
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // one that is ready is enough: a machine without power lets wait
 	answers := make(chan answer, len(servers))
 	for _, server := range servers {
 		go func() {
-			api, detail := probeOne(ctx, server, ca)
-			answers <- answer{server, api, server + ": " + detail}
+			api, refused, detail := probeOne(ctx, server, ca)
+			answers <- answer{server, server + ": " + detail, api, refused}
 		}()
 	}
-	best, details := APISilent, []string{}
+	var details []string
 	for range servers {
 		a := <-answers
 		if a.api == APIReady {
-			return APIReady, a.detail
+			return APIReady, false, a.detail
 		}
 		best = max(best, a.api)
+		refused = refused && (a.refused || a.server == n.API)
 		// A balancer without a server closes in one of two ways, at random, and
 		// says nothing that the masters do not say.
 		if a.server != n.API || a.api != APISilent || len(servers) == 1 {
@@ -62,14 +68,14 @@ func (n *Node) probeAPI(ctx context.Context, balanced bool) (API, string) {
 		}
 	}
 	slices.Sort(details)
-	return best, strings.Join(details, "; ")
+	return best, refused, strings.Join(details, "; ")
 }
 
 // probeOne asks without credentials: a token that is not known yet would be refused.
-func probeOne(ctx context.Context, server string, ca []byte) (API, string) {
+func probeOne(ctx context.Context, server string, ca []byte) (api API, refused bool, detail string) {
 	c, err := kubeapi.New(kubeapi.Config{Server: "https://" + server, CA: ca, Timeout: probeTimeout})
 	if err != nil {
-		return APISilent, err.Error()
+		return APISilent, false, err.Error()
 	}
 	defer c.Close()
 	var answer string
@@ -77,13 +83,13 @@ func probeOne(ctx context.Context, server string, ca []byte) (API, string) {
 	var e *kubeapi.Error
 	switch {
 	case err == nil:
-		return APIReady, "ready"
+		return APIReady, false, "ready"
 	case errors.As(err, &e) && (e.Code == 401 || e.Code == 403):
-		return APIReady, "ready" // it lets nobody ask without credentials
+		return APIReady, false, "ready" // it lets nobody ask without credentials
 	case errors.As(err, &e):
-		return APIStarting, "not ready"
+		return APIStarting, false, "not ready"
 	}
-	return APISilent, rootCause(err)
+	return APISilent, errors.Is(err, syscall.ECONNREFUSED), rootCause(err)
 }
 
 // rootCause is the innermost error: without the URL around it.
@@ -150,6 +156,10 @@ func (n *Node) tokenClient() (*kubeapi.Client, error) {
 func (n *Node) askEtcd(ctx context.Context) (serves, initialised Answer, detail string) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
+	// Asked many times while etcd is founded or starts, so without a program.
+	if err := n.etcdReady(ctx); err != nil {
+		return Unknown, Unknown, rootCause(err)
+	}
 	var out strings.Builder
 	err := n.Run(ctx, run.Cmd{Stdout: &out, Argv: []string{"etcdctl", "--endpoints=https://" + n.Etcd, "--cacert=" + n.pki("etcd-ca.crt"),
 		"--cert=" + n.pki("apiserver-etcd-client.crt"), "--key=" + n.pki("apiserver-etcd-client.key"), "--command-timeout=20s", "--dial-timeout=10s",
@@ -163,14 +173,43 @@ func (n *Node) askEtcd(ctx context.Context) (serves, initialised Answer, detail 
 	return Yes, No, ""
 }
 
+// etcdReady asks a member whether it serves a linearizable read.
+func (n *Node) etcdReady(ctx context.Context) error {
+	if n.clients.etcd == nil {
+		c := kubeapi.Config{Server: "https://" + n.Etcd, Timeout: probeTimeout}
+		for file, to := range map[string]*[]byte{"etcd-ca.crt": &c.CA, "apiserver-etcd-client.crt": &c.Cert, "apiserver-etcd-client.key": &c.Key} {
+			var err error
+			if *to, err = os.ReadFile(n.pki(file)); err != nil {
+				return err
+			}
+		}
+		var err error
+		if n.clients.etcd, err = kubeapi.New(c); err != nil {
+			return err
+		}
+	}
+	return n.clients.etcd.Get(ctx, "/readyz", url.Values{"exclude": {"data_corruption"}}, new(string))
+}
+
 // kubeletClient talks to the cluster as this machine's kubelet.
 func (n *Node) kubeletClient() (*kubeapi.Client, error) {
 	conf, err := kubeapi.ReadKubeconfig(n.path(kubeletConf))
 	if err != nil {
 		return nil, errors.New("the machine is no Node yet")
 	}
+	if n.clients.kubelet != nil && n.clients.kubeletFrom == string(conf.Cert) {
+		return n.clients.kubelet, nil
+	}
 	conf.Timeout = probeTimeout
-	return kubeapi.New(conf)
+	c, err := kubeapi.New(conf)
+	if err != nil {
+		return nil, err
+	}
+	if n.clients.kubelet != nil {
+		n.clients.kubelet.Close()
+	}
+	n.clients.kubelet, n.clients.kubeletFrom = c, string(conf.Cert)
+	return c, nil
 }
 
 // APIServers are the HOST:PORT behind the service kubernetes, of which a kubelet
@@ -180,7 +219,6 @@ func (n *Node) APIServers(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
 	var endpoints struct {
 		Subsets []struct {
 			Addresses []struct{ IP string }
@@ -208,7 +246,6 @@ func (n *Node) Ready(ctx context.Context) (bool, string) {
 	if err != nil {
 		return false, err.Error()
 	}
-	defer c.Close()
 	var node apiNode
 	if err := c.Get(ctx, "/api/v1/nodes/"+n.Name, nil, &node); err != nil {
 		return false, "asking for the Node: " + rootCause(err)

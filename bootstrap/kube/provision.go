@@ -162,6 +162,7 @@ func (n *Node) adminClient() (*kubeapi.Client, error) {
 	if n.clients.admin != nil && n.clients.adminFrom == string(conf.Cert) {
 		return n.clients.admin, nil
 	}
+	conf.Changed = func(method, path string) { n.tellChanged(method + " " + path) }
 	c, err := kubeapi.New(conf)
 	if err != nil {
 		return nil, err

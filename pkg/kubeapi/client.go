@@ -25,12 +25,13 @@ const maxAnswerBytes = 64 << 20
 
 // Config says which API server, and as whom.
 type Config struct {
-	Server    string        // https://HOST:PORT
-	CA        []byte        // PEM bundle that the server's certificate must come from
-	Cert, Key []byte        // PEM client certificate; empty: none
-	Token     string        // bearer token; empty: none
-	Timeout   time.Duration // of one request; 0: 30 s
-	Manager   string        // field manager of changes; empty: kimage
+	Server    string                    // https://HOST:PORT
+	CA        []byte                    // PEM bundle that the server's certificate must come from
+	Cert, Key []byte                    // PEM client certificate; empty: none
+	Token     string                    // bearer token; empty: none
+	Timeout   time.Duration             // of one request; 0: 30 s
+	Manager   string                    // field manager of changes; empty: kimage
+	Changed   func(method, path string) // told of each change that was made; nil: nobody
 }
 
 // Client talks to one API server (or to a balancer before several).
@@ -38,6 +39,7 @@ type Client struct {
 	server  string
 	token   string
 	manager string
+	changed func(method, path string)
 	http    *http.Client
 
 	mu        sync.Mutex
@@ -69,7 +71,7 @@ func New(c Config) (*Client, error) {
 		TLSHandshakeTimeout: min(c.Timeout, 10*time.Second),
 		// A machine that lost its power does not close its connections.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second}}
-	return &Client{server: strings.TrimSuffix(c.Server, "/"), token: c.Token, manager: c.Manager,
+	return &Client{server: strings.TrimSuffix(c.Server, "/"), token: c.Token, manager: c.Manager, changed: c.Changed,
 		http: &http.Client{Transport: transport, Timeout: c.Timeout}, resources: map[string]map[string]resource{}}, nil
 }
 
@@ -143,6 +145,9 @@ func (c *Client) do(ctx context.Context, r request, out any) error {
 			e.Message = strings.TrimSpace(string(data[:min(len(data), 300)]))
 		}
 		return e
+	}
+	if c.changed != nil && r.method != http.MethodGet {
+		c.changed(r.method, r.path)
 	}
 	switch out := out.(type) {
 	case nil:

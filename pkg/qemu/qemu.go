@@ -161,6 +161,7 @@ func (m *Machine) argv() []string {
 		"-drive", "file=" + m.Disk() + ",if=virtio,format=qcow2,cache=unsafe,discard=unmap",
 		"-netdev", fmt.Sprintf("user,id=net,ipv6=off,%shostfwd=tcp:127.0.0.1:%d-:22", restrict, m.SSHPort), "-device", "virtio-net-pci,netdev=net,bus=pcie.0,addr=0x10,mac=" + MAC,
 		"-device", "virtio-rng-pci",
+		"-qmp", "unix:" + m.monitorFile() + ",server=on,wait=off",
 	}
 	if m.c.LAN != "" {
 		argv = append(argv, "-netdev", "stream,id=lan,server=off,addr.type=unix,addr.path="+m.c.LAN, "-device", "virtio-net-pci,netdev=lan,bus=pcie.0,addr=0x11,mac="+m.c.LANMAC)

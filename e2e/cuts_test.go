@@ -1,0 +1,174 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kimage-project/kimage/pkg/qemu"
+)
+
+// cutPhases are the agent's phases before Ready, in their order, and how long
+// each lasts on two emulated cores; that is measured again in each life.
+var cutPhases = []struct {
+	name string
+	long time.Duration
+}{{"etcd", 3 * time.Second}, {"waiting", 80 * time.Second}, {"init", 2 * time.Minute}, {"joined", 40 * time.Second}}
+
+// cut is one power cut that is still to come, at a part of a phase.
+type cut struct {
+	phase string
+	at    float64 // of the phase's length
+}
+
+// cuts reads KIMAGE_CUTS: so many in each phase, or etcd=1,init=2.
+func cuts(t *testing.T) (list []cut) {
+	setting := os.Getenv("KIMAGE_CUTS")
+	if setting == "" && os.Getenv("KIMAGE_E2E_ALL") == "" {
+		t.Skip("hours of power cuts: make e2e-all, or KIMAGE_CUTS=n in each phase, or KIMAGE_CUTS=etcd=1,init=2")
+	}
+	for _, p := range cutPhases {
+		number := "10"
+		if setting != "" {
+			number = setting
+		}
+		if strings.Contains(setting, "=") {
+			_, rest, _ := strings.Cut(","+setting, ","+p.name+"=")
+			number, _, _ = strings.Cut("0"+rest, ",")
+		}
+		n, err := strconv.Atoi(number)
+		if err != nil {
+			t.Fatalf("KIMAGE_CUTS=%s: %v", setting, err)
+		}
+		list = append(list, slices.Repeat([]cut{{phase: p.name}}, n)...)
+	}
+	return list
+}
+
+// TestPowerCuts: the power of a machine that becomes a cluster is cut at random
+// moments of each phase, and each time it gets there after it is switched on
+// again. The machine does not notice: its disk is copied as qemu's death would
+// leave it, the machine is paused, and another one boots from the copy.
+// KIMAGE_SEED repeats a run, as far as emulation does.
+func TestPowerCuts(t *testing.T) {
+	open := cuts(t)
+	seed, err := strconv.ParseUint(os.Getenv("KIMAGE_SEED"), 10, 64)
+	if err != nil {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("KIMAGE_SEED=%d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	key, err := qemu.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(configs(t, system, key.Public, "", "--seed"), "nodes/k8s-01/seed.iso")
+	long := map[string]time.Duration{}
+	for _, p := range cutPhases {
+		long[p.name] = p.long
+	}
+	number := 0
+	for life := 1; len(open) > 0; life++ {
+		if life > 5 {
+			t.Fatalf("in so many lives no moment came for %v", open)
+		}
+		for i := range open {
+			open[i].at = random.Float64()
+		}
+		slices.SortFunc(open, func(x, y cut) int { return int(1e6 * (x.at - y.at)) })
+		m := machineOf(t, qemu.Config{Dir: filepath.Join(t.TempDir(), fmt.Sprint("life", life)), Image: image, Format: "raw", DiskGiB: 20, Seed: config})
+		spent := map[string]time.Duration{}
+		for at, last := "", time.Now(); at != "ready" && len(open) > 0; time.Sleep(50 * time.Millisecond) {
+			now := time.Now()
+			spent[at] += now.Sub(last)
+			at, last = phaseOf(m), now
+			i := slices.IndexFunc(open, func(c cut) bool { return c.phase == at && spent[at] >= time.Duration(c.at*float64(long[at])) })
+			if i < 0 {
+				continue
+			}
+			number++
+			t.Logf("cut %d: %s into %s", number, spent[at].Round(100*time.Millisecond), at)
+			powerCut(t, m, qemu.Config{Dir: filepath.Join(t.TempDir(), "again"), Format: "qcow2", Seed: config}, key)
+			open, last = slices.Delete(open, i, i+1), time.Now()
+		}
+		m.Kill()
+		for name := range long {
+			if spent[name] > 0 {
+				long[name] = spent[name]
+			}
+		}
+	}
+}
+
+func machineOf(t *testing.T, c qemu.Config) *qemu.Machine {
+	t.Helper()
+	c.CPUs, c.MemoryMiB, c.Isolated = 2, 4096, true
+	m, err := qemu.New(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		m.Kill()
+		if t.Failed() {
+			t.Logf("console:\n%s", lastLines(m.Console(), 60))
+		}
+	})
+	if err := m.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+var consolePhase = regexp.MustCompile(`: phase ([a-z]+)`)
+
+// phaseOf is the last phase that the agent told of on the console.
+func phaseOf(m *qemu.Machine) string {
+	all := consolePhase.FindAllStringSubmatch(m.Console(), -1)
+	if len(all) == 0 {
+		return ""
+	}
+	return all[len(all)-1][1]
+}
+
+// powerCut boots a machine from what a power cut leaves of m's disk, while m is
+// paused, and waits until it is Ready.
+func powerCut(t *testing.T, m *qemu.Machine, c qemu.Config, key qemu.Key) {
+	t.Helper()
+	c.Image = c.Dir + ".qcow2"
+	for _, step := range []func() error{
+		func() error { return m.CopyDisk(t.Context(), c.Image) },
+		func() error { return m.Pause(t.Context()) },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	started := time.Now()
+	n := &node{machineOf(t, c), t, user, key}
+	n.until(`"phase": "ready"`, "kimage-agent status --json || true; journalctl -u kimage-agent -o cat --no-pager | tail -n 20", 20*time.Minute)
+	n.until(" Ready ", "KUBECONFIG=/etc/kubernetes/admin.conf kubectl get nodes --no-headers", time.Minute)
+	if out := n.must("ls -d /var/lib/kimage/state/etcd/*/member/wal", time.Minute); strings.Contains(out, "\n") {
+		t.Errorf("etcd has data of several incarnations:\n%s", out)
+	}
+	n.until("is healthy", etcdHealth, 2*time.Minute)
+	t.Log(n.must("journalctl -u kimage-agent -o cat --no-pager | grep ^ready:", time.Minute))
+	t.Logf("Ready %s after it was switched on again", time.Since(started).Round(time.Second))
+	n.Kill()
+	for _, file := range []string{n.Disk(), c.Image} {
+		if err := os.Remove(file); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := m.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}

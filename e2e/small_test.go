@@ -1,0 +1,100 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kimage-project/kimage/bootstrap"
+)
+
+// What the agent and the balancer may take of a node that is Ready.
+const (
+	maxRSSKiB     = 25 << 10 // each
+	maxCPUPercent = 0.2      // of a core, both together, with all programs that they run
+	maxOwnSeconds = 1        // of the time to Ready
+)
+
+// slowness is how much longer an emulated processor works for the same: user and
+// system time of a Go program's start, the agent's own, here and there.
+func (n *node) slowness() float64 {
+	n.t.Helper()
+	const script = `for i in 1 2 3 4 5 6 7 8 9 10; do AGENT --help >/dev/null; done; times`
+	seconds := func(times string) float64 {
+		var sum float64
+		for _, f := range strings.Fields(lastLines(times, 1)) { // of the shell's children
+			d, err := time.ParseDuration(f)
+			if err != nil {
+				n.t.Fatalf("%q: %v", times, err)
+			}
+			sum += d.Seconds()
+		}
+		return sum
+	}
+	here, err := exec.Command("bash", "-c", strings.ReplaceAll(script, "AGENT", "../cmd/kimage/agent/kimage-agent-amd64")).Output()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	there := n.must("bash -c '"+strings.ReplaceAll(script, "AGENT", "kimage-agent")+"'", 3*time.Minute)
+	return max(1, seconds(there)/max(seconds(string(here)), 0.001))
+}
+
+// small: the agent and the balancer of a node that is Ready take next to nothing.
+// KIMAGE_E2E_WINDOW is how long that is looked at.
+func (n *node) small() {
+	n.t.Helper()
+	window, err := time.ParseDuration(os.Getenv("KIMAGE_E2E_WINDOW"))
+	if err != nil {
+		window = time.Minute
+	}
+	units := []string{"kimage-agent", "kimage-balancer"}
+	number := func(command string) float64 {
+		out := n.must(command, time.Minute)
+		v, err := strconv.ParseFloat(strings.TrimSpace(out), 64)
+		if err != nil {
+			n.t.Fatalf("%s: %q", command, out)
+		}
+		return v
+	}
+	look := func(unit string) float64 {
+		return number("sed -n 's/^usage_usec //p' /sys/fs/cgroup/system.slice/" + unit + ".service/cpu.stat")
+	}
+	slow := n.slowness()
+	started := time.Now()
+	before := []float64{look(units[0]), look(units[1])}
+	time.Sleep(window)
+	var sum float64
+	for i, unit := range units {
+		percent := (look(unit) - before[i]) / 1e4 / time.Since(started).Seconds()
+		rss := number("sed -n 's/^VmRSS:\\s*\\([0-9]*\\) kB/\\1/p' /proc/$(systemctl show --property=MainPID --value " + unit + ")/status")
+		n.t.Logf("%s: RSS %.1f MiB; %.2f %% of an emulated core over %s, which is %.2f %% of one here", unit, rss/1024, percent, time.Since(started).Round(time.Second), percent/slow)
+		if rss > maxRSSKiB {
+			n.t.Errorf("the RSS of %s is %.1f MiB", unit, rss/1024)
+		}
+		sum += percent
+	}
+	n.t.Logf("an emulated core is %.1f times as slow as one here", slow)
+	if sum/slow > maxCPUPercent {
+		n.t.Errorf("both take %.2f %% of a core", sum/slow)
+	}
+}
+
+// quick: of the time to Ready the agent's own part is small.
+func (n *node) quick() {
+	n.t.Helper()
+	r, err := n.try("kimage-agent status --json", 2*time.Minute)
+	var s bootstrap.Status
+	if err != nil || json.Unmarshal([]byte(r.Stdout), &s) != nil || s.Node == nil || s.Node.Took == nil {
+		n.t.Fatalf("status (%v):\n%s", err, r.Stdout)
+	}
+	slow := n.slowness()
+	n.t.Logf("ready: %s", s.Node.Took)
+	if own := s.Node.Took.Own; own/slow > maxOwnSeconds {
+		n.t.Errorf("the agent's own part is %.1f s on a core %.1f times as slow as one here", own, slow)
+	}
+}
