@@ -56,12 +56,13 @@ func JudgeClocks(others []Clock) (why string, stop bool) {
 	return fmt.Sprintf("this machine's clock is wrong: that of %s is %s: set this machine's (%s)", all, off[0].words(), remedy), true
 }
 
+// words round: what differs a little at every look is the same news.
 func (c Clock) words() string {
 	switch {
 	case c.Unknown:
 		return "so far from this machine's that their certificates are not valid to each other"
 	case c.Ahead > 0:
-		return c.Ahead.Round(time.Second).String() + " ahead of this machine's"
+		return c.Ahead.Round(time.Minute).String() + " ahead of this machine's"
 	}
-	return (-c.Ahead).Round(time.Second).String() + " behind this machine's"
+	return (-c.Ahead).Round(time.Minute).String() + " behind this machine's"
 }
