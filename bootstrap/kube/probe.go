@@ -10,12 +10,16 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kimage-project/kimage/bootstrap/peer"
 	"github.com/kimage-project/kimage/pkg/kubeapi"
 	"github.com/kimage-project/kimage/pkg/run"
 )
 
 // probeTimeout is how long an API server on an emulated processor may think.
 const probeTimeout = 10 * time.Second
+
+// server is an API server to be asked.
+type server struct{ name, addr string }
 
 // probeAPI asks every other master, and the balancer, whether an API server is
 // ready. The balancer's may be this machine's own: balanced is false where that
@@ -25,13 +29,13 @@ func (n *Node) probeAPI(ctx context.Context, balanced bool) (API, string) {
 	if err != nil {
 		return APISilent, err.Error()
 	}
-	var servers []string
+	var servers []server
 	if balanced || !n.master() {
-		servers = append(servers, n.API)
+		servers = append(servers, server{"the balancer", n.API})
 	}
 	for _, m := range n.Masters() {
 		if m.Name != n.Name {
-			servers = append(servers, net.JoinHostPort(m.Address, apiPort))
+			servers = append(servers, server{m.Name, net.JoinHostPort(m.Address, apiPort)})
 		}
 	}
 	type answer struct {
@@ -41,10 +45,10 @@ func (n *Node) probeAPI(ctx context.Context, balanced bool) (API, string) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // one that is ready is enough: a machine without power lets wait
 	answers := make(chan answer, len(servers))
-	for _, server := range servers {
+	for _, x := range servers {
 		go func() {
-			api, detail := probeOne(ctx, server, ca)
-			answers <- answer{api, server + ": " + detail}
+			api, detail := n.probeOne(ctx, x.addr, ca)
+			answers <- answer{api, x.name + " (" + x.addr + "): " + detail}
 		}()
 	}
 	best, details := APISilent, []string{}
@@ -60,7 +64,7 @@ func (n *Node) probeAPI(ctx context.Context, balanced bool) (API, string) {
 }
 
 // probeOne asks without credentials: a token that is not known yet would be refused.
-func probeOne(ctx context.Context, server string, ca []byte) (API, string) {
+func (n *Node) probeOne(ctx context.Context, server string, ca []byte) (API, string) {
 	c, err := kubeapi.New(kubeapi.Config{Server: "https://" + server, CA: ca, Timeout: probeTimeout})
 	if err != nil {
 		return APISilent, err.Error()
@@ -77,18 +81,7 @@ func probeOne(ctx context.Context, server string, ca []byte) (API, string) {
 	case errors.As(err, &e):
 		return APIStarting, "not ready"
 	}
-	return APISilent, rootCause(err)
-}
-
-// rootCause is the innermost error: without the URL around it.
-func rootCause(err error) string {
-	for {
-		next := errors.Unwrap(err)
-		if next == nil {
-			return err.Error()
-		}
-		err = next
-	}
+	return APISilent, peer.Why(err, n.Now())
 }
 
 // askAPI asks the cluster about this machine, as this machine.
@@ -205,7 +198,7 @@ func (n *Node) Ready(ctx context.Context) (bool, string) {
 	defer c.Close()
 	var node apiNode
 	if err := c.Get(ctx, "/api/v1/nodes/"+n.Name, nil, &node); err != nil {
-		return false, "asking for the Node: " + rootCause(err)
+		return false, "asking for the Node: " + peer.Why(err, n.Now())
 	}
 	for _, x := range node.Status.Conditions {
 		if x.Type == "Ready" {
