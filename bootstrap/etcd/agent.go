@@ -46,6 +46,8 @@ type Config struct {
 	// Halt stops etcd and returns when it has ended.
 	Halt func(context.Context) error
 
+	// Clock is told what an answer showed of another member's clock; nil: nothing.
+	Clock  func(name string, seen *peer.Clock)
 	Now    func() time.Time     // nil: time.Now
 	Report func(Action)         // each decision that differs from the last; nil: only logged
 	Logf   func(string, ...any) // nil: nowhere
@@ -213,6 +215,9 @@ func (a *Agent) askOne(ctx context.Context, m nodeconf.Member, s State, rec *Rec
 		answer.Err, answer.BadTime = peer.Why(err, now), peer.BadTime(err)
 	} else if !st.Time.IsZero() {
 		answer.Ahead = st.Time.Sub(sent.Add(now.Sub(sent) / 2))
+	}
+	if a.cfg.Clock != nil {
+		a.cfg.Clock(m.Name, answer.clock(m.Name))
 	}
 	a.hear(m.Name, answer)
 }

@@ -237,11 +237,19 @@ func (s State) missing(current map[string]Status) string {
 	return strings.Join(all, ", ")
 }
 
+// clock is what an answer shows of the clock of name; nil: nothing.
+func (a Answer) clock(name string) *peer.Clock {
+	if a.Err != "" && !a.BadTime {
+		return nil
+	}
+	return &peer.Clock{Name: name, Ahead: a.Ahead, Unknown: a.BadTime}
+}
+
 // clocks are those of the members that answer, or whose certificates tell.
 func (s State) clocks() (all []peer.Clock) {
 	for name, a := range s.Answers {
-		if a.BadTime || a.Err == "" {
-			all = append(all, peer.Clock{Name: name, Ahead: a.Ahead, Unknown: a.BadTime})
+		if c := a.clock(name); c != nil {
+			all = append(all, *c)
 		}
 	}
 	return all

@@ -26,15 +26,15 @@ const maxConnections = 64
 
 // ServerConfig is what a master's side needs.
 type ServerConfig struct {
-	Name       string                      // of this master, as in the roster
-	Addresses  []string                    // it listens on the first
-	ClusterUID string                      //
-	CA         pki.Pair                    // the cluster's; the key signs this master's own certificate
-	EtcdCA     []byte                      // PEM; clients of etcd are of it
-	JoinKey    []byte                      // tokens of all names are derived from it
-	Store      *Store                      // where reports are kept
-	Roster     func() SignedAndOpen        // the highest that is known here
-	Offer      func(nodeconf.SignedRoster) // one that came with a report; its signature is not verified yet
+	Name       string                                     // of this master, as in the roster
+	Addresses  []string                                   // it listens on the first
+	ClusterUID string                                     //
+	CA         pki.Pair                                   // the cluster's; the key signs this master's own certificate
+	EtcdCA     []byte                                     // PEM; clients of etcd are of it
+	JoinKey    []byte                                     // tokens of all names are derived from it
+	Store      *Store                                     // where reports are kept
+	Roster     func() SignedAndOpen                       // the highest that is known here
+	Offer      func(s nodeconf.SignedRoster, from string) // one that came with a report; its signature is not verified yet
 	Now        func() time.Time
 	Port       int           // 0: Port
 	Retry      time.Duration // between attempts to listen, while the address is not there; 0: two seconds
@@ -148,7 +148,7 @@ func (s *Server) answer(r *http.Request, m Message) (Answer, error) {
 		return Answer{}, err
 	}
 	if m.Roster != nil {
-		s.cfg.Offer(*m.Roster)
+		s.cfg.Offer(*m.Roster, Plain(m.Report.Name, maxWord))
 	}
 	a := Answer{Time: s.cfg.Now()}
 	if own := s.cfg.Roster(); own.Serial > 0 && (m.Roster == nil || m.Roster.Digest() != own.Signed.Digest()) {

@@ -14,6 +14,10 @@ import (
 // SilentAfter is how old a last report may be: a machine that is well sends one a minute.
 const SilentAfter = 3 * time.Minute
 
+// ClockShown is how far a machine's clock may be from the master's unmentioned.
+// A report is some seconds old when it is read.
+const ClockShown = time.Minute
+
 // Known is a machine, or a pool, of the cluster file.
 type Known struct {
 	Name      string
