@@ -29,9 +29,14 @@ import (
 // to show the screen anew; that the text begins with "go home, clear" makes it
 // redraw in place, on serial consoles too.
 const (
-	issueFile = "/run/issue.d/10-kimage.issue"
-	redraw    = "\x1b[H\x1b[2J"
+	screenFile = "/run/kimage/console.issue"
+	redraw     = "\x1b[H\x1b[2J"
 )
+
+// issueLinks lead agetty to the screen. It looks into the second directory only
+// where there is no /etc/issue, or, newer ones, in both: the screen that is
+// drawn again over itself is one screen.
+var issueLinks = [...]string{"/etc/issue.d/10-kimage.issue", "/run/issue.d/10-kimage.issue"}
 
 // screenWidth is that of the narrowest console.
 const screenWidth = 79
@@ -100,23 +105,34 @@ func wrap(text string, width int) (lines []string) {
 
 // screens shows what it is told on every console.
 type screens struct {
-	file   string
+	root   string // where files begin; empty: /
 	reload func(context.Context) error
 	shown  string
 }
-
-func newScreens() *screens { return &screens{file: issueFile, reload: reloadConsoles} }
 
 // show does nothing if the text is what is shown already.
 func (s *screens) show(ctx context.Context, text string) error {
 	if text == s.shown {
 		return nil
 	}
-	if err := os.MkdirAll(filepath.Dir(s.file), 0o755); err != nil {
+	file := filepath.Join("/", s.root, screenFile)
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return err
 	}
-	if err := atomicfile.Write(s.file, []byte(text), 0o644); err != nil {
+	if err := atomicfile.Write(file, []byte(text), 0o644); err != nil {
 		return err
+	}
+	for _, link := range issueLinks {
+		link = filepath.Join("/", s.root, link)
+		if to, err := os.Readlink(link); err == nil && to == screenFile {
+			continue
+		}
+		if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+			return err
+		}
+		if err := os.Symlink(screenFile, link); err != nil {
+			return err
+		}
 	}
 	s.shown = text
 	return s.reload(ctx)
@@ -133,7 +149,7 @@ func reloadConsoles(ctx context.Context) error {
 
 // screens shows each change of the phase or the addresses until ctx ends.
 func (a *Agent) screens(ctx context.Context) {
-	changed, s := a.phase.listen(), newScreens()
+	changed, s := a.phase.listen(), screens{reload: reloadConsoles}
 	for {
 		now := screen{name: a.name, cluster: a.conf.Cluster.Name, roles: strings.Join(a.conf.Node.Roles, ", "), addresses: a.seen.currentAddresses(), image: a.image, phase: a.phase.current()}
 		if err := s.show(ctx, now.text()); err != nil && ctx.Err() == nil {
