@@ -50,7 +50,11 @@ func showCluster(out io.Writer, c report.Cluster, now time.Time) error {
 	for _, m := range c.Machines {
 		roles := strings.Join(m.Roles, ",")
 		if m.Report == nil {
-			fmt.Fprintf(w, "%s\t%s\t-\t-\tnever\t-\tnever heard of: is it switched on, and is this its cluster's config? (%s)\n", m.Name, roles, strings.Join(m.Addresses, ", "))
+			at := ""
+			if len(m.Addresses) > 0 {
+				at = " (" + strings.Join(m.Addresses, ", ") + ")"
+			}
+			fmt.Fprintf(w, "%s\t%s\t-\t-\tnever\t-\tis it switched on%s, and told what it is by this cluster's config?\n", m.Name, roles, at)
 			continue
 		}
 		r := *m.Report
