@@ -209,7 +209,7 @@ func (a *Agent) hearReports(ctx context.Context, pkiDir, socket string) error {
 	}
 	server, err := report.NewServer(report.ServerConfig{Name: a.name, Addresses: a.conf.Node.Addresses, ClusterUID: a.conf.Cluster.UID,
 		CA: pki.Pair{Cert: secrets[nodeconf.ClusterCA+".crt"], Key: secrets[nodeconf.ClusterCA+".key"]}, EtcdCA: secrets[nodeconf.EtcdCA+".crt"],
-		JoinKey: bytes.TrimSpace(secrets[nodeconf.JoinKey]), Store: a.store, Roster: a.rosters.highest, Now: time.Now,
+		JoinKey: bytes.TrimSpace(secrets[nodeconf.JoinKey]), Store: a.store, Roster: a.rosters.highest, Now: time.Now, Logf: a.logf,
 		Offer: func(s nodeconf.SignedRoster, from string) { a.rosters.take(s, from) }})
 	if err != nil {
 		return err

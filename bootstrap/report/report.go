@@ -12,7 +12,7 @@
 //	              not pass for it.
 //	who asks      a machine with a bootstrap token shows that it knows it by an
 //	              HMAC over the TLS connection's exported keying material (RFC
-//	              9266), which no other connection shares: the token is not sent,
+//	              8446, 7.5), which no other connection shares: the token is not sent,
 //	              and what is sent is of no use to anybody else, not even to a
 //	              false master. Masters derive the tokens of all names and keep
 //	              none. A machine of a pool proves its pool and says which of its

@@ -63,7 +63,7 @@ func newFixture(t *testing.T) *fixture {
 // serve runs a master's side and returns its port.
 func (f *fixture) serve(ca pki.Pair, name string) int {
 	s, err := NewServer(ServerConfig{Name: name, Addresses: []string{"127.0.0.1"}, ClusterUID: uid, CA: ca, EtcdCA: f.etcdCA.Cert, JoinKey: joinKey, Store: f.store,
-		Roster: func() SignedAndOpen { return f.roster }, Offer: func(s nodeconf.SignedRoster, _ string) { f.offered = append(f.offered, s) }, Now: time.Now})
+		Roster: func() SignedAndOpen { return f.roster }, Offer: func(s nodeconf.SignedRoster, _ string) { f.offered = append(f.offered, s) }, Now: time.Now, Logf: f.Logf})
 	if err != nil {
 		f.Fatal(err)
 	}

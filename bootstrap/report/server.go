@@ -28,7 +28,7 @@ const maxConnections = 64
 type ServerConfig struct {
 	Name       string                                     // of this master, as in the roster
 	Addresses  []string                                   // it listens on the first
-	ClusterUID string                                     //
+	ClusterUID string                                     // tells its cluster from others
 	CA         pki.Pair                                   // the cluster's; the key signs this master's own certificate
 	EtcdCA     []byte                                     // PEM; clients of etcd are of it
 	JoinKey    []byte                                     // tokens of all names are derived from it
@@ -36,6 +36,7 @@ type ServerConfig struct {
 	Roster     func() SignedAndOpen                       // the highest that is known here
 	Offer      func(s nodeconf.SignedRoster, from string) // one that came with a report; its signature is not verified yet
 	Now        func() time.Time
+	Logf       func(string, ...any)
 	Port       int           // 0: Port
 	Retry      time.Duration // between attempts to listen, while the address is not there; 0: two seconds
 }
@@ -83,10 +84,14 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 
 // Run listens, as soon as the machine has the address, and answers until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
-	for {
+	for said := ""; ; {
 		ln, err := net.Listen("tcp", net.JoinHostPort(s.cfg.Addresses[0], strconv.Itoa(s.cfg.Port)))
 		if err == nil {
 			return s.serve(ctx, ln)
+		}
+		if err.Error() != said {
+			said = err.Error()
+			s.cfg.Logf("reports of other machines are not heard yet: %v", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -113,12 +118,18 @@ func (s *Server) serve(ctx context.Context, ln net.Listener) error {
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
+		name, pool, err := s.who(r) // first: of strangers nothing is read
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
 		var m Message
 		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxMessageBytes)).Decode(&m); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		a, err := s.answer(r, m)
+		from, _, _ := net.SplitHostPort(r.RemoteAddr)
+		a, err := s.answer(name, pool, from, m)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusForbidden)
 			return
@@ -129,13 +140,10 @@ func (s *Server) Handler() http.Handler {
 	return mux
 }
 
-func (s *Server) answer(r *http.Request, m Message) (Answer, error) {
+// answer takes in the message of a machine, or of one of a pool.
+func (s *Server) answer(name, pool, from string, m Message) (Answer, error) {
 	if m.ClusterUID != s.cfg.ClusterUID {
 		return Answer{}, fmt.Errorf("this is cluster %s, not %s", s.cfg.ClusterUID, m.ClusterUID)
-	}
-	name, pool, err := s.who(r)
-	if err != nil {
-		return Answer{}, err
 	}
 	switch {
 	case pool != "" && !strings.HasPrefix(m.Report.Name, pool+"-"):
@@ -143,7 +151,6 @@ func (s *Server) answer(r *http.Request, m Message) (Answer, error) {
 	case pool == "" && m.Report.Name != name:
 		return Answer{}, fmt.Errorf("%q is not %s", m.Report.Name, name)
 	}
-	from, _, _ := net.SplitHostPort(r.RemoteAddr)
 	if err := s.cfg.Store.Put(pool, from, m.Report); err != nil {
 		return Answer{}, err
 	}
