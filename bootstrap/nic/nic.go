@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -18,7 +17,6 @@ type Card struct {
 	Name      string
 	Index     int
 	MAC       string
-	Device    bool // hardware, or on top of it; the ends of pods, their bridges and tunnels are none
 	Up        bool // switched on
 	Link      bool // a carrier is there
 	Addresses []netip.Prefix
@@ -54,40 +52,44 @@ func Cards() ([]Card, error) {
 	if err != nil {
 		return nil, err
 	}
+	devices := map[string]bool{}
+	for _, l := range links {
+		if _, err := os.Stat(filepath.Join(sysDir, l.Name, "device")); err == nil {
+			addDevice(devices, l.Name)
+		}
+	}
 	refused := refusedIPv6()
 	var all []Card
-	hardware := false
 	for _, l := range links {
-		if l.Flags&net.FlagLoopback == 0 {
-			c := Card{Name: l.Name, Index: l.Index, MAC: l.HardwareAddr.String(), Device: isDevice(l.Name, 3), Up: l.Flags&net.FlagUp != 0, Link: l.Flags&net.FlagRunning != 0, Refused: refused[l.Index]}
-			hardware = hardware || c.Device
-			all = append(all, c)
+		if l.Flags&net.FlagLoopback != 0 || len(devices) > 0 && !devices[l.Name] {
+			continue
 		}
-	}
-	if hardware {
-		all = slices.DeleteFunc(all, func(c Card) bool { return !c.Device })
-	}
-	for i := range all {
-		if all[i].Addresses, err = addresses(all[i].Index); err != nil {
+		c := Card{Name: l.Name, Index: l.Index, MAC: l.HardwareAddr.String(), Up: l.Flags&net.FlagUp != 0, Link: l.Flags&net.FlagRunning != 0, Refused: refused[l.Index]}
+		if c.Addresses, err = addresses(l.Index); err != nil {
 			return nil, err
 		}
+		all = append(all, c)
 	}
 	return all, nil
 }
 
-// isDevice says whether a card is hardware, or a VLAN, bridge or bond over such
-// a card, at most depth deep.
-func isDevice(card string, depth int) bool {
-	dir := filepath.Join("/sys/class/net", card)
-	if _, err := os.Stat(filepath.Join(dir, "device")); err == nil || depth == 0 {
-		return err == nil
+const sysDir = "/sys/class/net"
+
+// addDevice adds a card and the VLANs, bridges and bonds over it, but no
+// plugin's tunnel.
+func addDevice(devices map[string]bool, card string) {
+	if devices[card] {
+		return
 	}
-	if uevent, err := os.ReadFile(filepath.Join(dir, "uevent")); err != nil || strings.Contains(string(uevent), "DEVTYPE=vxlan") {
-		return false // a plugin's tunnel
+	devices[card] = true
+	const upper = "upper_"
+	above, _ := filepath.Glob(filepath.Join(sysDir, card, upper+"*"))
+	for _, file := range above {
+		name := strings.TrimPrefix(filepath.Base(file), upper)
+		if uevent, err := os.ReadFile(filepath.Join(sysDir, name, "uevent")); err == nil && !strings.Contains(string(uevent), "DEVTYPE=vxlan") {
+			addDevice(devices, name)
+		}
 	}
-	const lower = "lower_"
-	below, _ := filepath.Glob(filepath.Join(dir, lower+"*"))
-	return slices.ContainsFunc(below, func(b string) bool { return isDevice(strings.TrimPrefix(filepath.Base(b), lower), depth-1) })
 }
 
 // addresses are those by which others could reach the card.
