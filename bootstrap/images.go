@@ -91,8 +91,8 @@ func (a *Agent) awaitImages(ctx context.Context) error {
 			}
 			ask = time.Now().Add(every)
 		}
-		a.watch.looked(awaitsImages)
-		a.tellWait(why)
+		a.clock.looked(awaitsImages)
+		a.phase.set(partKube, PhaseWaiting, why)
 		if err := sleep(ctx, pauseLook); err != nil {
 			return err
 		}

@@ -27,10 +27,10 @@ const lockWait = time.Minute
 // askLock takes the lock of initialisation, and tells whether it has it or
 // waits for another master.
 func (a *Agent) askLock(ctx context.Context) (release func(), ok bool, err error) {
-	a.phase.set(PhaseWaiting, "no API server answers: asking the other masters whether one of them is initialising (a lock in etcd)")
+	a.phase.set(partKube, PhaseWaiting, "no API server answers: asking the other masters whether one of them is initialising (a lock in etcd)")
 	release, ok, err = initLock{kube.EtcdEndpoint, nodeconf.PKIDir, lockWait}.take(ctx)
 	if ok {
-		a.phase.set(PhaseInit, "no API server answers")
+		a.phase.set(partKube, PhaseInit, "no API server answers")
 	}
 	return release, ok, err
 }

@@ -40,10 +40,12 @@ func Decide(s State) Action {
 	switch {
 	case s.DoneProblem != "":
 		return Action{Verb: Stop, Why: s.DoneProblem}
-	case s.Done != nil && s.Certificate.useless(s.Now):
-		return decideRejoin(s)
-	case s.Done != nil:
+	case s.Done != nil && !s.Certificate.useless(s.Now):
 		return Action{Verb: Keep}
+	case s.Clock != "":
+		return Action{Verb: Stop, Why: s.Clock}
+	case s.Done != nil:
+		return decideRejoin(s)
 	case !s.Runtime:
 		return wait("the container runtime does not answer (journalctl -u containerd)")
 	case s.Debris:

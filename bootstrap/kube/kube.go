@@ -79,7 +79,10 @@ type Config struct {
 	// Lock keeps two masters from initialising at once; ok is false while
 	// another holds it. nil: no lock.
 	Lock func(ctx context.Context) (release func(), ok bool, err error)
-	Logf func(format string, args ...any) // nil: silent
+	// Clock says why this machine's clock must be set before anything is signed by
+	// it; nil: it is right.
+	Clock func() string
+	Logf  func(format string, args ...any) // nil: silent
 
 	Root          string // where the machine's files begin; empty: /
 	API, Etcd     string // HOST:PORT of the balancers; empty: APIEndpoint, EtcdEndpoint
@@ -148,6 +151,9 @@ func New(c Config) (*Node, error) {
 	}
 	if c.Masters == nil {
 		c.Masters = func() []nodeconf.Master { return nil }
+	}
+	if c.Clock == nil {
+		c.Clock = func() string { return "" }
 	}
 	if c.Logf == nil {
 		c.Logf = func(string, ...any) {}
