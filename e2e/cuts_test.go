@@ -128,7 +128,7 @@ func machineOf(t *testing.T, c qemu.Config) *qemu.Machine {
 	return m
 }
 
-var consolePhase = regexp.MustCompile(`: phase ([a-z]+)`)
+var consolePhase = regexp.MustCompile(`phase {6}([a-z]+) since`)
 
 // phaseOf is the last phase that the agent told of on the console.
 func phaseOf(m *qemu.Machine) string {

@@ -199,7 +199,7 @@ func (c *cluster) awaitReady(limit time.Duration) {
 	var wg sync.WaitGroup
 	for i, n := range c.nodes {
 		wg.Go(func() {
-			errs[i] = n.WaitConsole(ctx, ": phase ready")
+			errs[i] = n.WaitConsole(ctx, "phase      ready since")
 			n.ready = time.Since(c.started)
 		})
 	}
