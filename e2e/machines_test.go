@@ -189,8 +189,10 @@ func (c *cluster) machine(dir, name string, key qemu.Key) *clusterNode {
 	return n
 }
 
-// awaitReady waits until every machine's console says that it is ready: asking
-// them would take from them what they have too little of.
+// awaitReady waits until every machine says that it is ready. It looks at their
+// consoles and asks them seldom, because each question takes from them what they
+// have too little of; and it does ask them, because systemd gives up the console
+// of a machine that finds it too slowly.
 func (c *cluster) awaitReady(limit time.Duration) {
 	c.t.Helper()
 	ctx, cancel := context.WithDeadline(c.t.Context(), c.started.Add(limit))
@@ -199,7 +201,7 @@ func (c *cluster) awaitReady(limit time.Duration) {
 	var wg sync.WaitGroup
 	for i, n := range c.nodes {
 		wg.Go(func() {
-			errs[i] = n.WaitConsole(ctx, "phase      ready since")
+			errs[i] = n.awaitReady(ctx)
 			n.ready = time.Since(c.started)
 		})
 	}
@@ -211,6 +213,27 @@ func (c *cluster) awaitReady(limit time.Duration) {
 	}
 	if c.t.Failed() {
 		c.t.FailNow()
+	}
+}
+
+func (n *clusterNode) awaitReady(ctx context.Context) error {
+	last := "no answer"
+	for {
+		shown, cancel := context.WithTimeout(ctx, time.Minute)
+		err := n.WaitConsole(shown, "phase      ready since")
+		cancel()
+		if err == nil || n.Off() {
+			return err
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("%w; last: %s", ctx.Err(), last)
+		}
+		if r, err := n.try("cat /run/kimage/phase.json", time.Minute); err == nil {
+			last = strings.TrimSpace(r.Stdout)
+		}
+		if strings.Contains(last, `"phase":"ready"`) {
+			return nil
+		}
 	}
 }
 
