@@ -237,6 +237,29 @@ func (n *clusterNode) awaitReady(ctx context.Context) error {
 	}
 }
 
+// explain logs what every machine knows of a failure.
+func (c *cluster) explain() {
+	if !c.t.Failed() {
+		return
+	}
+	const ask = `journalctl -u kimage-agent -o short-monotonic --no-pager | tail -n 40 | cut -c 1-300
+crictl ps -a; free -m; uptime; systemctl --failed --no-legend
+journalctl -u kubelet -o short-monotonic --no-pager | tail -n 12 | cut -c 1-300
+for log in /var/log/pods/kube-system_kube-apiserver*/*/*.log; do tail -n 12 $log | cut -c 1-300; done`
+	said := make([]string, len(c.nodes))
+	var wg sync.WaitGroup
+	for i, n := range c.nodes {
+		wg.Go(func() {
+			r, err := n.try(ask, 90*time.Second)
+			said[i] = fmt.Sprintln(n.name, "says:", err) + r.Stdout + r.Stderr
+		})
+	}
+	wg.Wait()
+	for _, s := range said {
+		c.t.Log(s)
+	}
+}
+
 // first is the first machine with a role.
 func (c *cluster) first(role string) *clusterNode {
 	return c.nodes[slices.IndexFunc(c.nodes, func(n *clusterNode) bool { return n.has(role) })]
