@@ -9,6 +9,7 @@
 #   make chaos      founding on real etcd in network namespaces: agents killed after each step, 200 random schedules; SEED=n for one, chaos-short for 12
 #   make integration  machines in namespaces become a cluster with the real kubeadm, etcd and control plane (root; after a bake from source)
 #   make bench      speed and memory, as ratios in one run
+#   make bench-boot time from the kernel's start to Ready, beside kubeadm by hand
 #   make fuzz       the readers of hostile input, five minutes each (FUZZTIME=1m)
 #
 # Everything that is needed is installed (apt) or built.
@@ -18,7 +19,7 @@ GO := go
 AGENT := cmd/kimage/agent/kimage-agent-amd64
 SOURCES := $(shell find bootstrap cmd/kimage-agent pkg -name '*.go' -not -name '*_test.go') go.mod go.sum
 
-.PHONY: all build deps image test quick integration e2e e2e-all chaos chaos-short bench fuzz lint clean
+.PHONY: all build deps image test quick integration e2e e2e-all chaos chaos-short bench bench-boot fuzz lint clean
 
 all: build
 
@@ -84,6 +85,9 @@ e2e-all: deps build
 
 bench: deps build
 	bash e2e/bench.sh
+
+bench-boot: deps build
+	KIMAGE_E2E_BOOT=1 $(GO) test -tags e2e -count=1 -v -timeout 60m -run TestBootRatio ./e2e
 
 FUZZTIME ?= 5m
 fuzz:

@@ -20,7 +20,26 @@ type images struct {
 	cache     *cache.Cache
 	entry     string // of the cache; empty: no images
 	archive   bool
-	roomBytes int64 // what they take on KIMAGE, unpacked
+	sizeBytes int64
+}
+
+// roomBytes is what they take on KIMAGE in the end.
+func (im images) roomBytes() int64 {
+	if im.archive {
+		return 3 * im.sizeBytes // itself, and what it is unpacked to
+	}
+	return im.sizeBytes
+}
+
+// info is nil without images.
+func (im images) info() *storeInfo {
+	switch {
+	case im.entry == "":
+		return nil
+	case im.archive:
+		return &storeInfo{"archive", im.sizeBytes}
+	}
+	return &storeInfo{"containerd", im.sizeBytes}
 }
 
 // storeDir is where the agent looks for containerd's root.
@@ -68,13 +87,10 @@ func (b *Builder) containerImages(ctx context.Context, set *components.Set) (ima
 		}
 		fi, err := d.Info()
 		if err == nil {
-			im.roomBytes += fi.Size()
+			im.sizeBytes += fi.Size()
 		}
 		return err
 	})
-	if im.archive {
-		im.roomBytes *= 3 // itself, and what it is unpacked to
-	}
 	return im, err
 }
 

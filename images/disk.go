@@ -112,7 +112,7 @@ func (d *disk) assemble(ctx context.Context, p payload, m manifest) (manifest, e
 		if err != nil {
 			return fmt.Errorf("filling the data partition: %w", err)
 		}
-		m.Payload = &info
+		m.Payload, m.ImageStore = &info, d.images.info()
 		return d.finishKIMAGE(ctx, m)
 	})
 	err := group.Wait()
@@ -152,7 +152,7 @@ func (d *disk) activate(ctx context.Context, p payload, imageID string) error {
 func (d *disk) layOut(images images, programBytes int64) error {
 	d.images = images
 	// Room for the programs twice, once packed and once as the next payload.
-	content := programBytes + images.roomBytes
+	content := programBytes + images.roomBytes()
 	size := (content + kimageSlack + 64*mebibyte - 1) / (64 * mebibyte) * (64 * mebibyte)
 	end := int64(d.table.LastLBA()+1) * gpt.SectorBytes
 	if d.root.LastLBA == d.table.LastLBA() {
