@@ -195,7 +195,12 @@ func (c *cluster) machine(dir, name string, key qemu.Key) *clusterNode {
 // of a machine that finds it too slowly.
 func (c *cluster) awaitReady(limit time.Duration) {
 	c.t.Helper()
-	ctx, cancel := context.WithDeadline(c.t.Context(), c.started.Add(limit))
+	end := c.started.Add(limit)
+	// Time is left to ask what was the matter.
+	if last, ok := c.t.Deadline(); ok && last.Add(-3*time.Minute).Before(end) {
+		end = last.Add(-3 * time.Minute)
+	}
+	ctx, cancel := context.WithDeadline(c.t.Context(), end)
 	defer cancel()
 	errs := make([]error, len(c.nodes))
 	var wg sync.WaitGroup
