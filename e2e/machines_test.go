@@ -189,17 +189,24 @@ func (c *cluster) machine(dir, name string, key qemu.Key) *clusterNode {
 	return n
 }
 
-// awaitReady waits until every machine's console says that it is ready: asking
-// them would take from them what they have too little of.
+// awaitReady waits until every machine says that it is ready. It looks at their
+// consoles and asks them seldom, because each question takes from them what they
+// have too little of; and it does ask them, because systemd gives up the console
+// of a machine that finds it too slowly.
 func (c *cluster) awaitReady(limit time.Duration) {
 	c.t.Helper()
-	ctx, cancel := context.WithDeadline(c.t.Context(), c.started.Add(limit))
+	end := c.started.Add(limit)
+	// Time is left to ask what was the matter.
+	if last, ok := c.t.Deadline(); ok && last.Add(-3*time.Minute).Before(end) {
+		end = last.Add(-3 * time.Minute)
+	}
+	ctx, cancel := context.WithDeadline(c.t.Context(), end)
 	defer cancel()
 	errs := make([]error, len(c.nodes))
 	var wg sync.WaitGroup
 	for i, n := range c.nodes {
 		wg.Go(func() {
-			errs[i] = n.WaitConsole(ctx, "phase      ready since")
+			errs[i] = n.awaitReady(ctx)
 			n.ready = time.Since(c.started)
 		})
 	}
@@ -211,6 +218,50 @@ func (c *cluster) awaitReady(limit time.Duration) {
 	}
 	if c.t.Failed() {
 		c.t.FailNow()
+	}
+}
+
+func (n *clusterNode) awaitReady(ctx context.Context) error {
+	last := "no answer"
+	for {
+		shown, cancel := context.WithTimeout(ctx, time.Minute)
+		err := n.WaitConsole(shown, "phase      ready since")
+		cancel()
+		if err == nil || n.Off() {
+			return err
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("%w; last: %s", ctx.Err(), last)
+		}
+		if r, err := n.try("cat /run/kimage/phase.json", time.Minute); err == nil {
+			last = strings.TrimSpace(r.Stdout)
+		}
+		if strings.Contains(last, `"phase":"ready"`) {
+			return nil
+		}
+	}
+}
+
+// explain logs what every machine knows of a failure.
+func (c *cluster) explain() {
+	if !c.t.Failed() {
+		return
+	}
+	const ask = `journalctl -u kimage-agent -o short-monotonic --no-pager | tail -n 40 | cut -c 1-300
+crictl ps -a; free -m; uptime; systemctl --failed --no-legend
+journalctl -u kubelet -o short-monotonic --no-pager | tail -n 12 | cut -c 1-300
+for log in /var/log/pods/kube-system_kube-apiserver*/*/*.log; do tail -n 12 $log | cut -c 1-300; done`
+	said := make([]string, len(c.nodes))
+	var wg sync.WaitGroup
+	for i, n := range c.nodes {
+		wg.Go(func() {
+			r, err := n.try(ask, 90*time.Second)
+			said[i] = fmt.Sprintln(n.name, "says:", err) + r.Stdout + r.Stderr
+		})
+	}
+	wg.Wait()
+	for _, s := range said {
+		c.t.Log(s)
 	}
 }
 

@@ -24,6 +24,7 @@ func TestTopology8(t *testing.T) { topology(t, "8", 8, "make e2e-all", 60*time.M
 func topology(t *testing.T, name string, machines int, target string, limit time.Duration) {
 	enough(t, machines, target)
 	c := powerOn(t, name)
+	defer c.explain()
 	if len(c.nodes) != machines {
 		t.Fatalf("%d machines, not %d", len(c.nodes), machines)
 	}

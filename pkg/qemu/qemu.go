@@ -204,6 +204,16 @@ func (m *Machine) Wait(ctx context.Context) error {
 	}
 }
 
+// Off says whether a machine that was started is off.
+func (m *Machine) Off() bool {
+	select {
+	case <-m.exited:
+		return true
+	default:
+		return false
+	}
+}
+
 // Kill pulls the plug.
 func (m *Machine) Kill() {
 	if m.cmd == nil || m.cmd.Process == nil {
