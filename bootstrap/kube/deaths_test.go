@@ -34,7 +34,7 @@ func (d deaths) steps() []string {
 }
 
 // random are parts of names that differ from one attempt to the next.
-var random = regexp.MustCompile(`csr-[a-z0-9]+|[0-9.]+(ms|s)\b`)
+var random = regexp.MustCompile(`csr-[a-z0-9]+|\b[0-9.]+(ms|s)\b`)
 
 // step ends the machine: its first process ends, and so does every other.
 func (d deaths) step(what string) {
