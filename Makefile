@@ -4,11 +4,12 @@
 #   make test       all tests that CI runs: units, real bakes, foreign judges, virtual machines
 #   make quick      units only, a minute
 #   make image      bake Debian 13 with Kubernetes into out/
-#   make e2e        the stories of CI that boot what was baked; RUN=name for one
-#   make e2e-all    those stories, and the ones that take hours: power cuts in every phase, ten minutes at Ready
+#   make e2e        the stories that boot what was baked, of up to three machines (in CI: of one); RUN=name for one
+#   make e2e-all    the stories that take hours as well: clusters of six and eight machines (12 GiB of memory), power cuts in every phase, ten minutes at Ready
 #   make chaos      founding on real etcd in network namespaces: agents killed after each step, 200 random schedules; SEED=n for one, chaos-short for 12
 #   make integration  machines in namespaces become a cluster with the real kubeadm, etcd and control plane (root; after a bake from source)
 #   make bench      speed and memory, as ratios in one run
+#   make bench-boot time from the kernel's start to Ready, beside kubeadm by hand
 #   make fuzz       the readers of hostile input, five minutes each (FUZZTIME=1m)
 #
 # Everything that is needed is installed (apt) or built.
@@ -18,7 +19,7 @@ GO := go
 AGENT := cmd/kimage/agent/kimage-agent-amd64
 SOURCES := $(shell find bootstrap cmd/kimage-agent pkg -name '*.go' -not -name '*_test.go') go.mod go.sum
 
-.PHONY: all build deps image test quick integration e2e e2e-all chaos chaos-short bench fuzz lint clean
+.PHONY: all build deps image test quick integration e2e e2e-all chaos chaos-short bench bench-boot fuzz lint clean
 
 all: build
 
@@ -32,7 +33,7 @@ bin/kimage: $(AGENT) $(shell find images cmd/kimage -type f) $(SOURCES)
 
 # What tests and bakes call; doctor names the same for people.
 PACKAGES := e2fsprogs squashfs-tools mmdebstrap debian-archive-keyring dosfstools mtools gcc libc6-dev pkg-config libseccomp-dev \
-	xorriso libblkid-dev policycoreutils python3-jsonschema python3-yaml openssl qemu-system-x86 qemu-utils ovmf gdisk cryptsetup-bin xz-utils zstd bzip2 util-linux shellcheck systemd-container spin iproute2 strace
+	xorriso libblkid-dev policycoreutils python3-jsonschema python3-yaml openssl qemu-system-x86 qemu-utils ovmf gdisk cryptsetup-bin xz-utils zstd bzip2 util-linux shellcheck systemd-container spin iproute2 strace docker-registry
 
 deps:
 	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>&1 | grep -v '^installed ' || true); \
@@ -54,7 +55,7 @@ quick: $(AGENT) lint
 
 # The bake of the stories goes first: other tests are judged by the kubeadm it built.
 test: deps build lint
-	$(MAKE) e2e
+	$(MAKE) e2e MACHINES=1
 	$(GO) test -timeout 40m ./...
 	$(MAKE) chaos-short
 
@@ -62,8 +63,10 @@ RUN ?= .
 integration: deps
 	$(GO) test -tags integration -count=1 -v -timeout 30m -run '$(RUN)' ./bootstrap/kube
 
+# How many machines one story may boot.
+MACHINES ?= $(if $(CI),1,3)
 e2e: deps build
-	$(GO) test -tags e2e -count=1 -v -timeout 60m -run '$(RUN)' ./e2e
+	KIMAGE_E2E_MACHINES=$(MACHINES) $(GO) test -tags e2e -count=1 -v -timeout $$((20 + 40 * $(MACHINES)))m -run '$(RUN)' ./e2e
 
 SEED ?= 0
 CHAOS := $(GO) test -tags chaos -count=1 -v -run "TestChaos$$|TestEtcd" -parallel 3 -timeout 60m ./bootstrap/etcd -seed $(SEED)
@@ -78,10 +81,13 @@ chaos-short: deps
 	$(CHAOS) -chaos 12
 
 e2e-all: deps build
-	KIMAGE_E2E_ALL=1 KIMAGE_E2E_WINDOW=10m $(GO) test -tags e2e -count=1 -v -timeout 12h -run '$(RUN)' ./e2e
+	KIMAGE_E2E_ALL=1 KIMAGE_E2E_MACHINES=8 KIMAGE_E2E_WINDOW=10m $(GO) test -tags e2e -count=1 -v -timeout 12h -run '$(RUN)' ./e2e
 
 bench: deps build
 	bash e2e/bench.sh
+
+bench-boot: deps build
+	KIMAGE_E2E_BOOT=1 $(GO) test -tags e2e -count=1 -v -timeout 60m -run TestBootRatio ./e2e
 
 FUZZTIME ?= 5m
 fuzz:

@@ -2,13 +2,11 @@ package bootstrap
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +15,8 @@ import (
 	"github.com/kimage-project/kimage/bootstrap/etcd"
 	"github.com/kimage-project/kimage/bootstrap/kube"
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+	"github.com/kimage-project/kimage/bootstrap/peer"
+	"github.com/kimage-project/kimage/bootstrap/report"
 	"github.com/kimage-project/kimage/pkg/run"
 )
 
@@ -35,11 +35,12 @@ type Agent struct {
 	image Manifest
 	logf  func(string, ...any)
 	phase *phases
-	watch *stopwatch
-	waits struct {
-		why  string
-		said time.Time
-	}
+	clock *stopwatch
+
+	rosters *rosters
+	seen    seen
+	store   *report.Store // of masters
+	shows   chan struct{} // see show
 }
 
 // Run is the agent's whole life. It ends with ctx, or where it cannot begin.
@@ -62,27 +63,54 @@ func Run(ctx context.Context, logf func(string, ...any)) error {
 			return err
 		}
 	}
-	a := &Agent{conf: conf, name: name, image: image, logf: logf, watch: newStopwatch(time.Now), phase: &phases{node: name, logf: logf, now: time.Now, file: phaseFile}}
+	a := &Agent{conf: conf, name: name, image: image, logf: logf, clock: newStopwatch(time.Now), phase: &phases{node: name, logf: logf, now: time.Now, file: phaseFile},
+		rosters: newRosters(conf.Cluster, logf), shows: make(chan struct{}, 1)}
 	if err := a.setClock(); err != nil {
 		logf("%v", err)
 	}
+	a.beSeen(ctx)
 	if err := a.identify(ctx); err != nil {
 		return err
 	}
-	ended := make(chan error, 2)
-	parts := 0
+	a.phase.set(partMachine, "", "")
+	var etcdAgent *etcd.Agent
 	if conf.Node.Has(nodeconf.RoleEtcd) {
-		parts++
-		go func() { ended <- a.runEtcd(ctx) }()
+		if etcdAgent, err = a.newEtcd(ctx); err != nil {
+			return err
+		}
+	}
+	a.rosters.open(etcdAgent)
+	ended := make(chan error, 2)
+	running := 0
+	if etcdAgent != nil {
+		running++
+		go func() { ended <- etcdAgent.Run(ctx) }()
 	}
 	if conf.Node.Has(nodeconf.RoleMaster) || conf.Node.Has(nodeconf.RoleWorker) {
-		parts++
+		running++
 		go func() { ended <- a.runKube(ctx) }()
 	}
-	if parts == 0 {
+	if running == 0 {
 		return errors.New("BUG: a machine without roles")
 	}
 	return <-ended
+}
+
+// beSeen starts what shows a machine to people, also one that may not go on.
+// None of it is needed to become a Node: a failure is said and no more.
+func (a *Agent) beSeen(ctx context.Context) {
+	go a.watch(ctx)
+	go a.screens(ctx)
+	say := func(what string, err error) {
+		if err != nil && ctx.Err() == nil {
+			a.logf("%s: %v", what, err)
+		}
+	}
+	if a.conf.Node.Has(nodeconf.RoleMaster) {
+		a.store = a.newStore()
+		go func() { say("hearing the machines' reports", a.hearReports(ctx, nodeconf.PKIDir, clusterSocket)) }()
+	}
+	go func() { say("reporting to the masters", a.reports(ctx)) }()
 }
 
 // setClock moves a clock that is behind what is certain: certificates would
@@ -107,7 +135,7 @@ func (a *Agent) identify(ctx context.Context) error {
 		if why == "" {
 			return nil
 		}
-		a.phase.set(PhaseStopped, why)
+		a.phase.set(partMachine, PhaseStopped, why)
 		if err := sleep(ctx, pauseSettled); err != nil {
 			return err
 		}
@@ -135,38 +163,38 @@ func (a *Agent) whyNot() string {
 	return ""
 }
 
-// runEtcd founds etcd and keeps it running.
-func (a *Agent) runEtcd(ctx context.Context) error {
+// newEtcd is what founds etcd and keeps it running.
+func (a *Agent) newEtcd(ctx context.Context) (*etcd.Agent, error) {
 	signed, err := readRoster(nodeconf.RosterFile)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	only := !a.conf.Node.Has(nodeconf.RoleMaster) && !a.conf.Node.Has(nodeconf.RoleWorker)
-	e, err := etcd.New(etcd.Config{Name: a.name, Address: a.conf.Node.Addresses[0], Cluster: a.conf.Cluster, Roster: signed, State: Data + "/state", Settled: 5 * time.Second,
+	return etcd.New(etcd.Config{Name: a.name, Address: a.conf.Node.Addresses[0], Cluster: a.conf.Cluster, Roster: signed, State: Data + "/state", Settled: 5 * time.Second,
 		Mounted: func() error { _, err := findData(); return err },
-		Running: etcdRuns, Start: startEtcd, Halt: haltEtcd, Logf: a.logf,
+		Running: etcdRuns, Start: startEtcd, Halt: haltEtcd, Logf: a.logf, Clock: func(name string, c *peer.Clock) { a.seen.noteClock(name, byEtcd, c) },
 		Report: func(act etcd.Action) {
 			switch act.Do {
 			case etcd.Stop:
-				a.phase.set(PhaseStopped, act.Why)
+				a.phase.set(partEtcd, PhaseStopped, act.Why)
 			case etcd.Keep:
 				if only {
-					a.watch.looked("")
-					a.ready(ctx)
+					a.clock.looked("")
+					a.ready(ctx, partEtcd)
+				} else {
+					a.phase.set(partEtcd, "", "")
 				}
 			default:
 				if only {
-					a.watch.looked(kube.AwaitsEtcd)
+					a.clock.looked(kube.AwaitsEtcd)
 				}
 				if only || !joined() {
-					a.phase.set(PhaseEtcd, act.Why)
+					a.phase.set(partEtcd, PhaseEtcd, act.Why)
+				} else {
+					a.phase.set(partEtcd, "", "")
 				}
 			}
 		}})
-	if err != nil {
-		return err
-	}
-	return e.Run(ctx)
 }
 
 func joined() bool { return exists("/etc/kubernetes/kubelet.conf") }
@@ -179,13 +207,13 @@ func (a *Agent) runKube(ctx context.Context) error {
 			addresses = []string{found}
 			break
 		}
-		a.watch.looked(awaitsAddress)
-		a.phase.set(PhaseWaiting, "no network leads to a master: this machine has no address yet (is the cable in, does DHCP answer?)")
+		a.clock.looked(awaitsAddress)
+		a.phase.set(partKube, PhaseWaiting, "no network leads to a master: this machine has no address yet (is the cable in, does DHCP answer?)")
 		if err := sleep(ctx, pauseMoving); err != nil {
 			return err
 		}
 	}
-	n, err := kube.New(kube.Config{Node: a.conf, Name: a.name, Addresses: addresses, Masters: a.masters, Lock: initLock, Logf: a.logf, Run: a.runProgram})
+	n, err := kube.New(kube.Config{Node: a.conf, Name: a.name, Addresses: addresses, Masters: a.masters, Clock: a.seen.clockWrong, Lock: a.askLock, Logf: a.logf, Run: a.runProgram})
 	if err != nil {
 		return err
 	}
@@ -199,14 +227,14 @@ func (a *Agent) runKube(ctx context.Context) error {
 		a.tell(act)
 		awaits := s.Awaits(act)
 		if act.Verb != kube.Keep { // what a Node that is not Ready waits for, settle sees
-			a.watch.looked(awaits)
+			a.clock.looked(awaits)
 		}
 		err := n.Apply(ctx, act)
 		failure := ""
 		switch {
 		case errors.Is(err, kube.ErrBusy):
 			awaits = kube.AwaitsOthers
-			a.watch.looked(awaits)
+			a.clock.looked(awaits)
 		case err != nil && ctx.Err() == nil:
 			failure = fmt.Sprintf("%s: %v", act.Verb, err)
 			if said == "" {
@@ -243,32 +271,19 @@ func (a *Agent) runProgram(ctx context.Context, c run.Cmd) error {
 	if c.Argv[0] != "kubeadm" {
 		return run.Run(ctx, c)
 	}
-	return a.watch.during(awaitsKubeadm, func() error { return run.Run(ctx, c) })
+	return a.clock.during(awaitsKubeadm, func() error { return run.Run(ctx, c) })
 }
 
+// tell says which phase begins; when that of init does, askLock knows.
 func (a *Agent) tell(act kube.Action) {
 	switch act.Verb {
 	case kube.Stop:
-		a.phase.set(PhaseStopped, act.Why)
-	case kube.Wait:
-		a.tellWait(act.Why)
-	case kube.Clean:
-		a.phase.set(PhaseWaiting, act.Why)
-	case kube.Init:
-		a.phase.set(PhaseInit, act.Why)
+		a.phase.set(partKube, PhaseStopped, act.Why)
+	case kube.Wait, kube.Clean:
+		a.phase.set(partKube, PhaseWaiting, act.Why)
 	case kube.Join:
-		a.phase.set(PhaseJoin, act.Why)
+		a.phase.set(partKube, PhaseJoin, act.Why)
 	}
-}
-
-// tellWait says what is being waited for. The same is said again only now and
-// then: etcd, which is founded at the same time, has something to say too.
-func (a *Agent) tellWait(why string) {
-	if why == a.waits.why && time.Since(a.waits.said) < pauseMoving {
-		return
-	}
-	a.waits.why, a.waits.said = why, time.Now()
-	a.phase.set(PhaseWaiting, why)
 }
 
 // settle tells whether the machine is Ready, for which it waits a while, and the
@@ -279,14 +294,14 @@ func (a *Agent) settle(ctx context.Context, n *kube.Node) bool {
 		if ready {
 			break
 		}
-		a.watch.looked(awaitsNetwork)
-		a.phase.set(PhaseJoined, why)
+		a.clock.looked(awaitsNetwork)
+		a.phase.set(partKube, PhaseJoined, why)
 		if time.Now().After(end) || sleep(ctx, pauseLook) != nil {
 			return false
 		}
 	}
-	a.watch.looked("")
-	a.ready(ctx)
+	a.clock.looked("")
+	a.ready(ctx, partKube)
 	servers, err := n.APIServers(ctx)
 	if err != nil {
 		return true // those that are known stay
@@ -298,50 +313,17 @@ func (a *Agent) settle(ctx context.Context, n *kube.Node) bool {
 }
 
 // ready says that the machine is, and for the first time how it came to be.
-func (a *Agent) ready(ctx context.Context) {
-	took, first := a.watch.ready(ctx)
+func (a *Agent) ready(ctx context.Context, by part) {
+	took, first := a.clock.ready(ctx)
 	a.phase.tookTo(took)
-	a.phase.set(PhaseReady, "")
+	a.phase.set(by, PhaseReady, "")
 	if first {
 		a.logf("ready: %s", took)
 	}
 }
 
 // masters are those of the highest roster on this machine.
-func (a *Agent) masters() []nodeconf.Master {
-	var best *nodeconf.Roster
-	for _, file := range []string{nodeconf.RosterFile, filepath.Join(balancer.StateDir, balancer.RosterFile)} {
-		signed, err := readRoster(file)
-		if err != nil {
-			continue
-		}
-		r, err := signed.Open(a.conf.Cluster.RosterKey, a.conf.Cluster.UID)
-		if err != nil {
-			a.logf("%s: %v", file, err)
-			continue
-		}
-		if best == nil {
-			best = &r
-		} else if newer, err := r.Newer(*best); err == nil && newer {
-			best = &r
-		}
-	}
-	if best == nil {
-		return nil
-	}
-	return best.Masters
-}
-
-func readRoster(file string) (s nodeconf.SignedRoster, err error) {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return s, err
-	}
-	if err := json.Unmarshal(data, &s); err != nil {
-		return s, fmt.Errorf("reading %s: %w", file, err)
-	}
-	return s, nil
-}
+func (a *Agent) masters() []nodeconf.Master { return a.rosters.highest().Masters }
 
 // ownAddress is the source of the route to the masters; nothing is sent.
 func (a *Agent) ownAddress() string {

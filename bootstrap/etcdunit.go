@@ -1,20 +1,13 @@
 package bootstrap
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/kimage-project/kimage/bootstrap/etcd"
-	"github.com/kimage-project/kimage/bootstrap/kube"
-	"github.com/kimage-project/kimage/bootstrap/nodeconf"
 	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/run"
 )
@@ -60,56 +53,4 @@ func etcdRuns(ctx context.Context) (bool, error) {
 	default:
 		return false, fmt.Errorf("systemd says that %s is %q", etcdUnit, state)
 	}
-}
-
-// initLock is a lock in etcd that keeps masters from initialising at once. A
-// child holds it, and lets go when this process ends in whatever way.
-func initLock(ctx context.Context) (release func(), ok bool, err error) {
-	pki := func(name string) string { return filepath.Join(nodeconf.PKIDir, name) }
-	// Not with ctx: the lock outlives this call.
-	cmd := exec.Command("etcdctl", "--endpoints=https://"+kube.EtcdEndpoint, "--cacert="+pki(nodeconf.EtcdCA+".crt"), "--cert="+pki(nodeconf.APIServerEtcd+".crt"),
-		"--key="+pki(nodeconf.APIServerEtcd+".key"), "lock", "--ttl=60", "/kimage/lock/init", "--", "sh", "-c", "echo held; read -r end || true")
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, false, err
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, false, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, false, err
-	}
-	held := make(chan bool, 1)
-	go func() {
-		line, err := bufio.NewReader(stdout).ReadString('\n')
-		held <- err == nil && strings.TrimSpace(line) == "held"
-		io.Copy(io.Discard, stdout)
-	}()
-	release = func() {
-		stdin.Close()
-		ended := make(chan error, 1)
-		go func() { ended <- cmd.Wait() }()
-		select {
-		case <-ended:
-		case <-time.After(10 * time.Second):
-			cmd.Process.Kill() // the lease ends by itself
-			<-ended
-		}
-	}
-	select {
-	case ok = <-held:
-	case <-time.After(5 * time.Second):
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	if !ok {
-		cmd.Process.Kill()
-		release()
-		if err == nil && cmd.ProcessState != nil && cmd.ProcessState.ExitCode() > 0 {
-			err = errors.New("etcd does not answer")
-		}
-		return nil, false, err
-	}
-	return release, true, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -15,7 +16,10 @@ import (
 	"github.com/kimage-project/kimage/pkg/run"
 )
 
-const imageArchive = Data + "/images/images.tar"
+const (
+	imageArchive = Data + "/images/images.tar"
+	importedFile = Data + "/images/imported" // holds the ID of the image whose import ended
+)
 
 // Import puts the container images of the node image into the runtime's
 // store, unless it has them all.
@@ -46,12 +50,12 @@ func Import(ctx context.Context) error {
 	return noteImported(m)
 }
 
-// importedFile names the node image whose container images were imported last.
-const importedFile = Data + "/images/imported"
-
 func noteImported(m Manifest) error {
 	if imported(m) {
 		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(importedFile), 0o755); err != nil {
+		return err
 	}
 	return atomicfile.Write(importedFile, []byte(m.ImageID+"\n"), 0o644)
 }
@@ -87,8 +91,8 @@ func (a *Agent) awaitImages(ctx context.Context) error {
 			}
 			ask = time.Now().Add(every)
 		}
-		a.watch.looked(awaitsImages)
-		a.tellWait(why)
+		a.clock.looked(awaitsImages)
+		a.phase.set(partKube, PhaseWaiting, why)
 		if err := sleep(ctx, pauseLook); err != nil {
 			return err
 		}

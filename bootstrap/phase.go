@@ -34,6 +34,16 @@ const (
 
 const phaseFile = "/run/kimage/phase.json"
 
+// part is who has something to say about the phase, most weighty first.
+type part int
+
+const (
+	partMachine part = iota // machine, image and disk are those of the config
+	partEtcd
+	partKube
+	parts
+)
+
 // phases tells of every phase once, with how long the last one took.
 type phases struct {
 	node string
@@ -41,9 +51,12 @@ type phases struct {
 	now  func() time.Time
 	file string
 
-	mu   sync.Mutex
-	last Phase
-	took *Took
+	mu    sync.Mutex
+	took  *Took
+	said  [parts]saying
+	cause string // see because
+	last  Phase
+	heard []chan struct{}
 }
 
 // tookTo is for all phases from now on.
@@ -53,24 +66,84 @@ func (p *phases) tookTo(t Took) {
 	p.took = &t
 }
 
-func (p *phases) set(phase, why string) {
+// saying is what a part says; the zero value: nothing.
+type saying struct{ phase, why string }
+
+// set says what a part does; phase "" takes it back.
+func (p *phases) set(by part, phase, why string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.last.Phase == phase && p.last.Why == why {
-		return
+	p.said[by] = saying{phase, why}
+	p.tell()
+}
+
+// because says what was seen to be wrong on the machine or its network. It is
+// shown before what the parts wait for, which most often follows from it.
+func (p *phases) because(cause string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cause = cause
+	p.tell()
+}
+
+// listen gives a channel that has something in it when the phase has changed.
+func (p *phases) listen() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := make(chan struct{}, 1)
+	p.heard = append(p.heard, c)
+	return c
+}
+
+// current is the phase that was told last.
+func (p *phases) current() Phase {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.last
+}
+
+// overall is what counts of all that is said. What a person must do comes
+// first; a kubelet that waits most often waits for etcd.
+func overall(said [parts]saying, cause string) saying {
+	for _, s := range said {
+		if s.phase == PhaseStopped {
+			return s
+		}
 	}
-	next := Phase{Node: p.node, Phase: phase, Since: p.last.Since, Why: why, Took: p.took}
-	if p.last.Phase != phase {
+	s := said[partKube]
+	if s.phase == "" || s.phase == PhaseWaiting && said[partEtcd].phase != "" {
+		s = said[partEtcd]
+	}
+	if s.phase == "" {
+		s = saying{phase: PhaseWaiting}
+	}
+	switch {
+	case cause != "" && s.why != "":
+		s.why = cause + "; " + s.why
+	case cause != "":
+		s.why = cause
+	}
+	return s
+}
+
+// tell writes and logs what has changed; p.mu is held.
+func (p *phases) tell() {
+	s := overall(p.said, p.cause)
+	if s == (saying{p.last.Phase, p.last.Why}) || s == (saying{phase: PhaseWaiting}) && p.last.Phase == "" {
+		return // the second: no part has begun
+	}
+	next := Phase{Node: p.node, Phase: s.phase, Since: p.last.Since, Why: s.why, Took: p.took}
+	if p.last.Phase != s.phase {
 		now := p.now()
 		if p.last.Phase != "" {
-			p.logf("phase %s, after %s of %s", phase, now.Sub(p.last.Since).Round(100*time.Millisecond), p.last.Phase)
+			p.logf("phase %s, after %s of %s", s.phase, now.Sub(p.last.Since).Round(100*time.Millisecond), p.last.Phase)
 		} else {
-			p.logf("phase %s", phase)
+			p.logf("phase %s", s.phase)
 		}
 		next.Since = now
 	}
-	if why != "" {
-		p.logf("%s: %s", phase, why)
+	if s.why != "" {
+		p.logf("%s: %s", s.phase, s.why)
 	}
 	p.last = next
 	data, err := json.Marshal(next)
@@ -79,6 +152,12 @@ func (p *phases) set(phase, why string) {
 	}
 	if err != nil {
 		p.logf("writing %s: %v", p.file, err)
+	}
+	for _, c := range p.heard {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
 	}
 }
 

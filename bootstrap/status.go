@@ -44,8 +44,12 @@ func Observe(ctx context.Context) Status {
 	s.ImageID, s.OS, s.Kubernetes = m.ImageID, m.OS, m.Kubernetes
 	s.Verified = verified()
 	s.Grown = grown()
-	s.Runtime = runtimeAnswers(ctx)
-	if missing, err := missingImages(ctx, m); err != nil {
+	if etcdAlone() {
+		s.Runtime = Check{true, "not started: a machine of etcd alone runs no containers"}
+		s.Images = s.Runtime
+	} else if s.Runtime = runtimeAnswers(ctx); !s.Runtime.OK {
+		s.Images = Check{false, "the runtime does not answer"}
+	} else if missing, err := missingImages(ctx, m); err != nil {
 		s.Images = check(err, "")
 	} else if len(missing) > 0 {
 		s.Images = Check{false, "not imported: " + strings.Join(missing, ", ") + " (journalctl -u kimage-images)"}
@@ -65,6 +69,12 @@ func Observe(ctx context.Context) Status {
 
 // told says whether first boot told this machine what it is.
 func told() bool { return exists(nodeconf.File) }
+
+// etcdAlone says whether this machine has no kubelet, by what containerd.service
+// goes by.
+func etcdAlone() bool {
+	return told() && !exists(filepath.Join(nodeconf.PKIDir, nodeconf.ClusterCA+".crt"))
+}
 
 func check(err error, good string) Check {
 	if err != nil {

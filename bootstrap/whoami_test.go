@@ -53,14 +53,14 @@ func TestPhases(t *testing.T) {
 	var lines []string
 	p := phases{node: "a", now: func() time.Time { return now }, file: t.TempDir() + "/run/phase.json",
 		logf: func(format string, _ ...any) { lines = append(lines, format) }}
-	p.set(PhaseEtcd, "asking b")
-	p.set(PhaseEtcd, "asking b") // nothing new
+	p.set(partKube, PhaseEtcd, "asking b")
+	p.set(partKube, PhaseEtcd, "asking b") // nothing new
 	now = now.Add(time.Minute)
-	p.set(PhaseEtcd, "asking c") // the phase began a minute ago
+	p.set(partKube, PhaseEtcd, "asking c") // the phase began a minute ago
 	if p.last.Since != now.Add(-time.Minute) || p.last.Why != "asking c" {
 		t.Errorf("%+v", p.last)
 	}
-	p.set(PhaseReady, "")
+	p.set(partKube, PhaseReady, "")
 	if p.last.Since != now || len(lines) != 4 {
 		t.Errorf("%+v, %q", p.last, lines)
 	}

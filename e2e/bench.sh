@@ -3,6 +3,7 @@
 # Each changes one byte of the agent, so no cached payload or image can answer.
 #
 #   time    kimage (raw)  /  cp --sparse=always of the output + sync + mksquashfs of the same tree
+#   store   its image store over a tar of the same bytes, as a part of the bake
 #   memory  of kimage and its children in a cgroup, page cache included, which is limited to
 #           256 MiB: the run fails if that is not enough
 set -euo pipefail
@@ -38,6 +39,10 @@ done
 kimage=$(median <"$work/kimage")
 reference=$(median <"$work/reference")
 awk -v k="$kimage" -v r="$reference" 'BEGIN {printf "time: kimage %.2f s, reference %.2f s, ratio %.2f (goal 1.20)\n", k, r, k / r}'
+
+# What the image store costs a bake, over a tar of the same bytes.
+go test -run '^$' -bench Store -benchtime "${N}x" ./images >"$work/store"
+awk -v k="$kimage" '/Store\/store/ {s = $3 / 1e9} /Store\/tar/ {t = $3 / 1e9} END {printf "image store: %.2f s, the same bytes as a tar %.2f s: %+.0f %% of a bake (goal 10)\n", s, t, 100 * (s - t) / (k - s + t)}' "$work/store"
 
 mkdir "$cgroup"
 echo $((256 << 20)) >"$cgroup/$limit"

@@ -28,7 +28,6 @@ func TestTopology1(t *testing.T) {
 	t.Logf("Ready %s after power-on", time.Since(started).Round(time.Second))
 	n.told()
 	n.must("cloud-init status --long", time.Minute) // degraded is not 0
-	const kubectl = "KUBECONFIG=/etc/kubernetes/admin.conf kubectl "
 	n.until(" Ready ", kubectl+"get nodes --no-headers", time.Minute)
 	n.until("Running", kubectl+"get pods -n kube-system -l k8s-app=kube-dns --no-headers | grep -v Running || echo Running", 6*time.Minute)
 	health := n.must(etcdHealth, 2*time.Minute)

@@ -128,11 +128,11 @@ func machineOf(t *testing.T, c qemu.Config) *qemu.Machine {
 	return m
 }
 
-var phaseLine = regexp.MustCompile(`: phase ([a-z]+)`)
+var consolePhase = regexp.MustCompile(`phase {6}([a-z]+) since`)
 
 // phaseOf is the last phase that the agent told of on the console.
 func phaseOf(m *qemu.Machine) string {
-	all := phaseLine.FindAllStringSubmatch(m.Console(), -1)
+	all := consolePhase.FindAllStringSubmatch(m.Console(), -1)
 	if len(all) == 0 {
 		return ""
 	}

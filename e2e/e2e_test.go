@@ -99,7 +99,16 @@ func boot(t *testing.T, firmware string, memoryMiB int) *node {
 // bootWith boots a machine with the image on its disk and no way out.
 func bootWith(t *testing.T, c qemu.Config, user string, key qemu.Key) *node {
 	t.Helper()
-	c.Image, c.Format, c.DiskGiB, c.CPUs, c.Isolated = image, "raw", 20, 2, true
+	c.CPUs = 2
+	n := newNode(t, c, user, key)
+	n.start()
+	return n
+}
+
+// newNode makes a machine with the image on its disk and no way out.
+func newNode(t *testing.T, c qemu.Config, user string, key qemu.Key) *node {
+	t.Helper()
+	c.Image, c.Format, c.DiskGiB, c.Isolated = image, "raw", 20, true
 	m, err := qemu.New(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -108,11 +117,10 @@ func bootWith(t *testing.T, c qemu.Config, user string, key qemu.Key) *node {
 	t.Cleanup(func() {
 		n.Kill()
 		if t.Failed() {
-			t.Logf("console:\n%s", lastLines(n.Console(), 60))
+			t.Logf("console of %s:\n%s", filepath.Base(c.Dir), lastLines(n.Console(), 60))
 			t.Logf("to repeat it: KIMAGE_E2E_OS=%s make e2e RUN=%s", system, t.Name())
 		}
 	})
-	n.start()
 	return n
 }
 

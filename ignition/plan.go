@@ -198,10 +198,9 @@ func (g *Generator) secrets(p *plan) error {
 		p.add(nodeconf.PKIDir+"/"+to, mode, data)
 		return nil
 	}
-	shared := map[string]bool{}
+	shared := map[string]bool{nodeconf.ClusterCA + ".crt": true} // no secret: masters are known by it
 	var own []string
 	if t.Kubelet() {
-		shared[nodeconf.ClusterCA+".crt"] = true
 		p.add(nodeconf.TokenFile, 0o600, []byte(nodeconf.Token(g.joinKey, t.Pool, t.Name)+"\n"))
 	}
 	if t.Has(cluster.RoleMaster) {

@@ -34,7 +34,7 @@ import (
 const Version = "0.1.0"
 
 // diskVersion changes when the same inputs give another disk.
-const diskVersion = 2
+const diskVersion = 4
 
 // unixTime is when everything in an image says it was made: an image's age is
 // that of its inputs, and the same inputs give the same bytes.
@@ -235,7 +235,7 @@ func (b *Builder) Build(ctx context.Context) (*Result, error) {
 	}
 
 	b.report.Stage("payload: %s of programs, verified by dm-verity", progress.FormatBytes(programBytes(m)))
-	images, err := b.imageArchive(ctx, set)
+	images, err := b.containerImages(ctx, set)
 	if err != nil {
 		return nil, diskFull(err)
 	}

@@ -2,9 +2,13 @@ package images
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,12 +17,9 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/kimage-project/kimage/images/components"
 	"github.com/kimage-project/kimage/pkg/atomicfile"
-	"github.com/kimage-project/kimage/pkg/cache"
 	"github.com/kimage-project/kimage/pkg/ext4"
 	"github.com/kimage-project/kimage/pkg/gpt"
-	"github.com/kimage-project/kimage/pkg/oci"
 	"github.com/kimage-project/kimage/pkg/qcow2"
 	"github.com/kimage-project/kimage/pkg/sparse"
 	"github.com/kimage-project/kimage/pkg/tree"
@@ -47,7 +48,7 @@ type disk struct {
 	out     *os.File
 	scratch string
 
-	images string        // archive of the container images; empty: none
+	images images        // the container images
 	data   gpt.Partition // KIMAGE
 	total  int64         // bytes of the disk
 }
@@ -99,23 +100,23 @@ func (d *disk) assemble(ctx context.Context, p payload, m manifest) (manifest, e
 		return m, err
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	imageID := m.ImageID
 	group.Go(func() error {
-		if err := d.activate(ctx, p, m.ImageID); err != nil {
+		if err := d.activate(ctx, p, imageID); err != nil {
 			return fmt.Errorf("writing activation files: %w", err)
 		}
 		return nil
 	})
-	named := m
 	group.Go(func() error {
-		p := p // the activation files' is not changed
-		if err := p.sum(ctx); err != nil {
-			return err
+		info, err := d.addPayload(ctx, p)
+		if err != nil {
+			return fmt.Errorf("filling the data partition: %w", err)
 		}
-		named.Payload = &payloadInfo{SizeBytes: p.size, SHA256: p.sha256, RootHash: p.rootHash}
-		return d.finishKIMAGE(ctx, p, named)
+		m.Payload, m.ImageStore = &info, d.images.info()
+		return d.finishKIMAGE(ctx, m)
 	})
 	err := group.Wait()
-	return named, err
+	return m, err
 }
 
 // activate edits the copy's root file system.
@@ -148,18 +149,10 @@ func (d *disk) activate(ctx context.Context, p payload, imageID string) error {
 
 // layOut puts KIMAGE behind the gap that the root may grow into, and makes the
 // file as long as the disk.
-func (d *disk) layOut(images string, programBytes int64) error {
+func (d *disk) layOut(images images, programBytes int64) error {
 	d.images = images
-	// Room for the programs twice, once packed and once as the next payload, and
-	// for the images as an archive and unpacked.
-	content := programBytes
-	if images != "" {
-		fi, err := os.Stat(images)
-		if err != nil {
-			return err
-		}
-		content += 3 * fi.Size()
-	}
+	// Room for the programs twice, once packed and once as the next payload.
+	content := programBytes + images.roomBytes()
 	size := (content + kimageSlack + 64*mebibyte - 1) / (64 * mebibyte) * (64 * mebibyte)
 	end := int64(d.table.LastLBA()+1) * gpt.SectorBytes
 	if d.root.LastLBA == d.table.LastLBA() {
@@ -186,33 +179,56 @@ func (d *disk) startKIMAGE(ctx context.Context) error {
 	mk := ext4.MakeConfig{File: d.out.Name(), OffsetBytes: d.data.OffsetBytes(), SizeBytes: d.data.SizeBytes(), Label: kimageName,
 		UUID: strings.ToLower(gpt.DeriveGUID("kimage-filesystem", d.builder.os.Name)), JournalMiB: 64, ReservedPercent: reservedPercent, ReservedUID: reservedUID,
 		UnixTime: unixTime, ScratchDirectory: d.scratch}
-	if err := ext4.Make(ctx, mk); err != nil || d.images == "" {
+	if err := ext4.Make(ctx, mk); err != nil || d.images.entry == "" {
 		return err
 	}
-	if err := d.builder.cache.Verify(ctx, filepath.Dir(d.images)); err != nil {
-		return err
-	}
-	t := tree.New()
-	if err := t.File("images/images.tar", 0o644, d.images); err != nil {
+	t, err := d.images.tree(ctx)
+	if err != nil {
 		return err
 	}
 	if err := d.volume().Add(ctx, t, nil, d.scratch); err != nil {
-		return fmt.Errorf("filling the data partition: %w", err)
+		return fmt.Errorf("filling the data partition: %w", d.images.discard(err))
 	}
 	return nil
 }
 
-// finishKIMAGE writes the rest.
-func (d *disk) finishKIMAGE(ctx context.Context, p payload, m manifest) error {
+// addPayload copies the payload to KIMAGE and names it by the digest of what was
+// copied.
+func (d *disk) addPayload(ctx context.Context, p payload) (payloadInfo, error) {
+	const unnamed = "extensions/payload.raw"
+	in, err := os.Open(p.file)
+	if err != nil {
+		return payloadInfo{}, err
+	}
+	defer in.Close()
+	fi, err := in.Stat()
+	if err != nil {
+		return payloadInfo{}, err
+	}
+	digest := sha256.New()
 	t := tree.New()
-	if err := t.File("extensions/"+p.sha256+".raw", 0o644, p.file); err != nil {
+	err = t.Add(tree.Entry{Path: unnamed, Mode: 0o644, Size: fi.Size(), Open: func() (io.ReadCloser, error) {
+		return io.NopCloser(io.TeeReader(in, digest)), nil
+	}})
+	if err != nil {
+		return payloadInfo{}, err
+	}
+	if err := d.volume().Add(ctx, t, nil, d.scratch); err != nil {
+		return payloadInfo{}, err
+	}
+	info := payloadInfo{SizeBytes: fi.Size(), SHA256: hex.EncodeToString(digest.Sum(nil)), RootHash: p.rootHash}
+	return info, d.volume().Rename(ctx, unnamed, "extensions/"+info.SHA256+".raw")
+}
+
+// finishKIMAGE writes the rest.
+func (d *disk) finishKIMAGE(ctx context.Context, m manifest) error {
+	t := tree.New()
+	name := "extensions/" + m.Payload.SHA256
+	if err := t.Symlink("extensions/current.raw", m.Payload.SHA256+".raw"); err != nil {
 		return err
 	}
-	if err := t.Symlink("extensions/current.raw", p.sha256+".raw"); err != nil {
-		return err
-	}
-	if p.rootHash != "" {
-		if err := errors.Join(t.Bytes("extensions/"+p.sha256+".roothash", 0o644, []byte(p.rootHash)), t.Symlink("extensions/current.roothash", p.sha256+".roothash")); err != nil {
+	if hash := m.Payload.RootHash; hash != "" {
+		if err := errors.Join(t.Bytes(name+".roothash", 0o644, []byte(hash)), t.Symlink("extensions/current.roothash", m.Payload.SHA256+".roothash")); err != nil {
 			return err
 		}
 	}
@@ -228,7 +244,7 @@ func (d *disk) finishKIMAGE(ctx context.Context, p payload, m manifest) error {
 		return err
 	}
 	v := d.volume()
-	if err := v.Add(ctx, t, nil, d.scratch); err != nil {
+	if err := v.Add(ctx, t, ext4.Listing{"extensions": fs.ModeDir}, d.scratch); err != nil {
 		return fmt.Errorf("filling the data partition: %w", err)
 	}
 	return v.Check(ctx)
@@ -257,33 +273,6 @@ func (b *Builder) convert(ctx context.Context, raw *os.File, format string) (*at
 		return nil, fmt.Errorf("writing %s: %w", format, err)
 	}
 	return f, nil
-}
-
-// imageArchive returns the archive of the container images, from the cache if
-// the same images were there before; empty: no images.
-func (b *Builder) imageArchive(ctx context.Context, set *components.Set) (string, error) {
-	if len(set.Images) == 0 {
-		return "", nil
-	}
-	key := []string{"images-1"}
-	var named []oci.Named
-	for _, im := range set.Images {
-		key = append(key, im.Ref, im.ManifestDigest)
-		named = append(named, oci.Named{Ref: im.Ref, Layout: im.Layout})
-	}
-	entry, _, err := b.cache.Dir(ctx, "images", cache.Key(key...), func(ctx context.Context, dir string) error {
-		for _, im := range named {
-			if err := b.cache.Verify(ctx, im.Layout); err != nil {
-				return err
-			}
-		}
-		f, err := os.OpenFile(filepath.Join(dir, "images.tar"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
-		if err != nil {
-			return err
-		}
-		return errors.Join(oci.WriteArchive(ctx, f, named, fixedTime(unixTime)), f.Close())
-	})
-	return filepath.Join(entry, "images.tar"), err
 }
 
 // hasCryptsetup says whether systemd in the base can open dm-verity: it loads

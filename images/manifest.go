@@ -29,8 +29,9 @@ type manifest struct {
 	Base       baseInfo             `json:"base"`
 	Components []components.Program `json:"components"`
 	Images     []components.Image   `json:"images"`
-	// Known only when the payload is written; absent in the payload's own copy.
-	Payload *payloadInfo `json:"payload,omitempty"`
+	// Known only when the disk is written; absent in the payload's own copy.
+	Payload    *payloadInfo `json:"payload,omitempty"`
+	ImageStore *storeInfo   `json:"imageStore,omitempty"`
 }
 
 type baseInfo struct {
@@ -46,6 +47,12 @@ type payloadInfo struct {
 	SizeBytes int64  `json:"sizeBytes"`
 	SHA256    string `json:"sha256"`
 	RootHash  string `json:"rootHash,omitempty"` // dm-verity
+}
+
+// storeInfo says how the container images lie on KIMAGE.
+type storeInfo struct {
+	Format    string `json:"format"` // containerd: its own store, unpacked, without packed layers; archive: imported at first boot
+	SizeBytes int64  `json:"sizeBytes"`
 }
 
 // newManifest fills in everything but the payload; the imageID is the digest

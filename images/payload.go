@@ -116,8 +116,7 @@ func checkPayload(t *tree.Tree) error {
 type payload struct {
 	file     string
 	rootHash string // empty: plain squashfs
-	sha256   string
-	size     int64
+	sha256   string // empty: not known yet
 }
 
 // writePayload packs t; verity unless the base cannot open it.
@@ -134,20 +133,14 @@ func (b *Builder) writePayload(ctx context.Context, t *tree.Tree, scratch string
 		return p, err
 	}
 	if !verity {
-		return p, p.sum(ctx)
+		// The activation files need it, where there is no root hash.
+		var err error
+		p.sha256, _, err = fileSHA256(ctx, p.file)
+		return p, err
 	}
 	var err error
 	p.rootHash, err = ddi.Wrap(ctx, ddi.Config{File: p.file, Arch: b.config.Arch, Seed: b.os.Name})
 	return p, err
-}
-
-// sum fills in what names the payload on KIMAGE. The activation files need it
-// only where there is no root hash, so otherwise it is done beside them.
-func (p *payload) sum(ctx context.Context) (err error) {
-	if p.sha256 == "" {
-		p.sha256, p.size, err = fileSHA256(ctx, p.file)
-	}
-	return err
 }
 
 // checkBase makes sure that no directory of the payload is something else in

@@ -30,6 +30,13 @@ func (r *Result) Receipt() string {
 		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", ref, tag, im.Origin, im.VerifiedBy)
 	}
 	w.Flush()
+	switch store := m.ImageStore; {
+	case store == nil:
+	case store.Format == "archive":
+		fmt.Fprintf(&b, "\n  The container images are an archive of %s, which a node imports at its first boot.\n", progress.FormatBytes(store.SizeBytes))
+	default:
+		fmt.Fprintf(&b, "\n  The container images take %s, unpacked in containerd's store, each layer once; their packed layers are left out.\n", progress.FormatBytes(store.SizeBytes))
+	}
 	if unsigned := m.unsigned(); len(unsigned) > 0 {
 		fmt.Fprintf(&b, "\n  No signature was checked for: %s.\n", strings.Join(unsigned, ", "))
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+	"github.com/kimage-project/kimage/bootstrap/peer"
 )
 
 // Config is what founding needs to know of its machine.
@@ -45,6 +46,8 @@ type Config struct {
 	// Halt stops etcd and returns when it has ended.
 	Halt func(context.Context) error
 
+	// Clock is told what an answer showed of another member's clock; nil: nothing.
+	Clock  func(name string, seen *peer.Clock)
 	Now    func() time.Time     // nil: time.Now
 	Report func(Action)         // each decision that differs from the last; nil: only logged
 	Logf   func(string, ...any) // nil: nowhere
@@ -82,17 +85,14 @@ func New(cfg Config) (*Agent, error) {
 	fill(&cfg.Interval, time.Second)
 	fill(&cfg.Settled, 10*time.Second)
 	fill(&cfg.Timeout, 5*time.Second)
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
 	if cfg.Logf == nil {
 		cfg.Logf = func(string, ...any) {}
 	}
-	t, err := loadTrust(cfg.PKI, cfg.Now, cfg.Cluster.Issued)
+	a := newAgent(cfg, &stateDisk{dir: cfg.State, mounted: cfg.Mounted})
+	t, err := loadTrust(cfg.PKI, a.cfg.Now, cfg.Cluster.Issued)
 	if err != nil {
 		return nil, err
 	}
-	a := newAgent(cfg, &stateDisk{dir: cfg.State, mounted: cfg.Mounted})
 	a.trust = t
 	a.ask = newClient(t, cfg.Cluster.UID, AgentPort, cfg.Timeout).ask
 	a.make = a.restore
@@ -108,6 +108,9 @@ func fill[T comparable](field *T, def T) {
 
 // newAgent is New without files and network.
 func newAgent(cfg Config, d disk) *Agent {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	return &Agent{
 		cfg: cfg,
 		member: &member{name: cfg.Name, uid: cfg.Cluster.UID, disk: d,
@@ -204,10 +207,17 @@ func (a *Agent) askAll(ctx context.Context) {
 
 // askOne asks one member, and hears the answer.
 func (a *Agent) askOne(ctx context.Context, m nodeconf.Member, s State, rec *Record) {
+	sent := a.cfg.Now()
 	st, err := a.ask(ctx, m, Question{ClusterUID: a.cfg.Cluster.UID, Roster: *s.Facts.Roster, Record: rec})
+	now := a.cfg.Now()
 	answer := Answer{AskedAfter: s.Writes, Status: st}
 	if err != nil {
-		answer.Err = err.Error()
+		answer.Err, answer.BadTime = peer.Why(err, now), peer.BadTime(err)
+	} else if !st.Time.IsZero() {
+		answer.Ahead = st.Time.Sub(sent.Add(now.Sub(sent) / 2))
+	}
+	if a.cfg.Clock != nil {
+		a.cfg.Clock(m.Name, answer.clock(m.Name))
 	}
 	a.hear(m.Name, answer)
 }
@@ -232,6 +242,12 @@ func (a *Agent) offer(r nodeconf.SignedRoster) {
 		}
 	}
 	a.offers = append(a.offers, r)
+}
+
+// Offer has a roster looked at that came by another way than from a member.
+func (a *Agent) Offer(r nodeconf.SignedRoster) {
+	a.offer(r)
+	a.wake()
 }
 
 // wake ends the pause between two rounds.

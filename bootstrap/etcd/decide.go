@@ -5,8 +5,10 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+	"github.com/kimage-project/kimage/bootstrap/peer"
 )
 
 // State is what was observed: the own disk, and what the others answered.
@@ -29,6 +31,8 @@ type Answer struct {
 	AskedAfter uint64 // State.Writes when the question was sent
 	Status     Status
 	Err        string
+	Ahead      time.Duration // the peer's clock, of the own one
+	BadTime    bool          // its certificate is not valid by the own clock
 }
 
 // Verb is what is to be done.
@@ -104,6 +108,9 @@ func withData(s State) Action {
 func withoutData(s State) Action {
 	if !slices.Contains(s.Roster.Founding, s.Self) {
 		return Action{Do: Wait, Why: "not a founding member: waits to be added by the others" + also(s)}
+	}
+	if why, stop := peer.JudgeClocks(s.clocks()); stop {
+		return Action{Do: Stop, Why: why}
 	}
 	current := s.answers()
 	if a, done := joinFounded(s, current); done {
@@ -230,12 +237,33 @@ func (s State) missing(current map[string]Status) string {
 	return strings.Join(all, ", ")
 }
 
-// also is what a person should know beside the reason.
-func also(s State) string {
-	if s.Refused != "" {
-		return "; " + s.Refused
+// clock is what an answer shows of the clock of name; nil: nothing.
+func (a Answer) clock(name string) *peer.Clock {
+	if a.Err != "" && !a.BadTime {
+		return nil
 	}
-	return ""
+	return &peer.Clock{Name: name, Ahead: a.Ahead, Unknown: a.BadTime}
+}
+
+// clocks are those of the members that answer, or whose certificates tell.
+func (s State) clocks() (all []peer.Clock) {
+	for name, a := range s.Answers {
+		if c := a.clock(name); c != nil {
+			all = append(all, *c)
+		}
+	}
+	return all
+}
+
+// also is what a person should know beside the reason.
+func also(s State) (words string) {
+	if s.Refused != "" {
+		words = "; " + s.Refused
+	}
+	if why, _ := peer.JudgeClocks(s.clocks()); why != "" {
+		words += "; " + why
+	}
+	return words
 }
 
 // notMembers are founding members that the roster no longer has as members.

@@ -180,6 +180,7 @@ func (a *Agent) handler() http.Handler {
 			http.Error(w, err.Error(), http.StatusForbidden)
 			return
 		}
+		st.Time = a.cfg.Now()
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(st)
 	})

@@ -1,6 +1,10 @@
 package etcd
 
-import "github.com/kimage-project/kimage/bootstrap/nodeconf"
+import (
+	"time"
+
+	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+)
 
 // Question is what an agent sends to another: who asks, and its roster. With a
 // record it is a proposal.
@@ -10,8 +14,8 @@ type Question struct {
 	Record     *Record               `json:"record,omitempty"`
 }
 
-// Status is what an agent tells of itself. All of it is on its disk before it
-// is told.
+// Status is what an agent tells of itself. All of it but the time is on its disk
+// before it is told.
 type Status struct {
 	ClusterUID  string                 `json:"clusterUID"`
 	Name        string                 `json:"name"`
@@ -24,4 +28,5 @@ type Status struct {
 	Record      *Record                `json:"record,omitempty"`     // with data: the record it was founded under; without: the one that is held
 	Digest      string                 `json:"digest,omitempty"`     // of the roster
 	Roster      *nodeconf.SignedRoster `json:"roster,omitempty"`
+	Time        time.Time              `json:"time,omitzero"` // its clock
 }

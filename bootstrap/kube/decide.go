@@ -40,10 +40,12 @@ func Decide(s State) Action {
 	switch {
 	case s.DoneProblem != "":
 		return Action{Verb: Stop, Why: s.DoneProblem}
-	case s.Done != nil && s.Certificate.useless(s.Now):
-		return decideRejoin(s)
-	case s.Done != nil:
+	case s.Done != nil && !s.Certificate.useless(s.Now):
 		return Action{Verb: Keep}
+	case s.Clock != "":
+		return Action{Verb: Stop, Why: s.Clock}
+	case s.Done != nil:
+		return decideRejoin(s)
 	case !s.Runtime:
 		return wait("the container runtime does not answer (journalctl -u containerd)")
 	case s.Debris:
@@ -74,12 +76,12 @@ func decideRejoin(s State) Action {
 
 func decideMaster(s State) Action {
 	switch {
+	case s.starting():
+		return wait("another master's API server is starting (%s)", s.APIDetail)
 	case s.Etcd != Yes:
 		return wait("etcd does not answer: %s", s.EtcdDetail)
 	case s.API == APIReady:
 		return decideJoin(s)
-	case s.API == APIStarting && s.Now.Before(s.APISince.Add(startingFor)):
-		return wait("another master's API server is starting (%s)", s.APIDetail)
 	case s.Now.Before(s.APISince.Add(silentFor)) && !s.certainlyNew():
 		return wait("making sure that no API server answers (%s)", s.APIDetail)
 	case s.Initialised == Unknown:

@@ -36,7 +36,12 @@ func TestDecide(t *testing.T) {
 		{"certificate ended", worker(func(s *State) { s.Done, s.Certificate.Until = done, ago(time.Hour) }), Action{Verb: Clean, Forget: true, Why: "ended at 2026-11-25T11:00:00Z"}},
 		{"certificate ended, or the clock is wrong", worker(func(s *State) { s.Done, s.Certificate.Until, s.API = done, ago(time.Hour), APISilent }), Action{Verb: Wait, Why: "check the clock"}},
 		{"certificate ended, token not known", master(func(s *State) { s.Done, s.Certificate.Until, s.Token = done, ago(time.Hour), No }), Action{Verb: Wait, Why: "accepts this machine's token"}},
+		{"certificate ended, as a wrong clock says", worker(func(s *State) { s.Done, s.Certificate.Until, s.Clock = done, ago(time.Hour), "set it" }), Action{Verb: Stop, Why: "set it"}},
 		// Before anything else.
+		{"a wrong clock", worker(func(s *State) { s.Clock = "set it" }), Action{Verb: Stop, Why: "set it"}},
+		{"a wrong clock, joined", worker(func(s *State) {
+			s.Done, s.Certificate, s.Clock = done, Certificate{Until: now.Add(time.Hour)}, "set it"
+		}), Action{Verb: Keep}},
 		{"no runtime", worker(func(s *State) { s.Runtime = false }), Action{Verb: Wait, Why: "container runtime"}},
 		{"debris", worker(func(s *State) { s.Debris = true }), Action{Verb: Clean, Why: "did not succeed"}},
 		{"debris, own API server half made", master(func(s *State) { s.Debris, s.Etcd = true, Unknown }), Action{Verb: Clean, Why: "did not succeed"}},

@@ -79,14 +79,17 @@ type Config struct {
 	// Lock keeps two masters from initialising at once; ok is false while
 	// another holds it. nil: no lock.
 	Lock func(ctx context.Context) (release func(), ok bool, err error)
-	Logf func(format string, args ...any) // nil: silent
+	// Clock says why this machine's clock must be set before anything is signed by
+	// it; nil: it is right.
+	Clock func() string
+	Logf  func(format string, args ...any) // nil: silent
 
 	Root          string // where the machine's files begin; empty: /
 	API, Etcd     string // HOST:PORT of the balancers; empty: APIEndpoint, EtcdEndpoint
 	Run           func(context.Context, run.Cmd) error
 	Now           func() time.Time
 	IgnoreChecks  []string      // kubeadm's preflight checks that may fail; empty: its minimum of CPUs and memory, as nobody is there to say that a small machine will do
-	KubeadmBudget time.Duration // how long one kubeadm may take; 0: 40 min, more than its own time-outs together
+	KubeadmBudget time.Duration // how long one kubeadm may take; 0: an hour, more than those of its time-outs that may follow each other
 }
 
 // Node is this machine on its way to being a Node. Its methods may not run at
@@ -150,6 +153,9 @@ func New(c Config) (*Node, error) {
 	if c.Masters == nil {
 		c.Masters = func() []nodeconf.Master { return nil }
 	}
+	if c.Clock == nil {
+		c.Clock = func() string { return "" }
+	}
 	if c.Logf == nil {
 		c.Logf = func(string, ...any) {}
 	}
@@ -169,7 +175,7 @@ func New(c Config) (*Node, error) {
 		c.IgnoreChecks = []string{"Mem", "NumCPU"}
 	}
 	if c.KubeadmBudget == 0 {
-		c.KubeadmBudget = 40 * time.Minute
+		c.KubeadmBudget = time.Hour
 	}
 	return &Node{Config: c, settings: s}, nil
 }

@@ -39,9 +39,10 @@ func userSettings(c nodeconf.Config) (s settings, err error) {
 }
 
 // timeouts suit a machine that emulates its processor: kubeadm's own are for
-// those ten times as fast.
+// those ten times as fast. Init waits for its API server to come up once by
+// kubernetesAPICall, before the health check that has that purpose.
 func timeouts() object {
-	return object{"controlPlaneComponentHealthCheck": "15m0s", "kubernetesAPICall": "5m0s", "etcdAPICall": "5m0s",
+	return object{"controlPlaneComponentHealthCheck": "15m0s", "kubernetesAPICall": "15m0s", "etcdAPICall": "5m0s",
 		"kubeletHealthCheck": "10m0s", "tlsBootstrap": "15m0s", "discovery": "10m0s"}
 }
 

@@ -71,7 +71,7 @@ func flannel(objects []kubeapi.Object, network nodeconf.Network) error {
 				command, _ := container["command"].([]any)
 				env, _ := container["env"].([]any)
 				container["command"] = append(command, flannelInterface(network)...)
-				container["env"] = append(env, object{"name": "HOST_IP", "valueFrom": object{"fieldRef": object{"fieldPath": "status.hostIP"}}})
+				container["env"] = append(append(env, object{"name": "HOST_IP", "valueFrom": object{"fieldRef": object{"fieldPath": "status.hostIP"}}}), balanced()...)
 				started = true
 			}
 		}
@@ -80,6 +80,14 @@ func flannel(objects []kubeapi.Object, network nodeconf.Network) error {
 		return fmt.Errorf("the manifest has no net-conf.json or no container kube-flannel")
 	}
 	return nil
+}
+
+// balanced makes a program on the host's network find the API server at the
+// node's balancer. The address of the Service kubernetes would need kube-proxy,
+// and a route: on a machine without a default route there is none to it.
+func balanced() []any {
+	host, port, _ := strings.Cut(APIEndpoint, ":")
+	return []any{object{"name": "KUBERNETES_SERVICE_HOST", "value": host}, object{"name": "KUBERNETES_SERVICE_PORT", "value": port}}
 }
 
 // flannelConf is flannel's net-conf.json

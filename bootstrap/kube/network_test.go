@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"regexp"
@@ -50,6 +51,12 @@ func TestFlannel(t *testing.T) {
 					command := list[0].(kubeapi.Object)["command"].([]any)
 					if got := command[len(command)-1]; got != tt.command {
 						t.Errorf("the command ends with %s, want %s", got, tt.command)
+					}
+					env := fmt.Sprint(list[0].(kubeapi.Object)["env"])
+					for _, want := range []string{"name:KUBERNETES_SERVICE_HOST value:127.0.0.1", "name:KUBERNETES_SERVICE_PORT value:7445", "name:HOST_IP", "name:POD_NAME "} {
+						if !strings.Contains(env, want) {
+							t.Errorf("no %s in %s", want, env)
+						}
 					}
 				}
 			}

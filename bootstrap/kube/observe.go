@@ -42,7 +42,8 @@ type State struct {
 	Done        *Done  // kubeadm succeeded on this disk; nil: not yet
 	DoneProblem string // Done cannot be read, or is another cluster's or machine's
 	Certificate Certificate
-	Debris      bool // of a kubeadm that did not succeed
+	Clock       string // why this machine's clock must be set first; empty: it agrees with others'
+	Debris      bool   // of a kubeadm that did not succeed
 	Runtime     bool
 	Failures    int       // of kubeadm, one after the other, in this run of the agent
 	FailedAt    time.Time // the last one
@@ -87,6 +88,7 @@ func (n *Node) Observe(ctx context.Context) State {
 	if s.DoneProblem != "" || s.Done != nil && !s.Certificate.useless(s.Now) {
 		return s // the rest is for those that must join
 	}
+	s.Clock = n.Clock()
 	s.Debris = n.debris()
 	s.Runtime = connects(n.path(criSocket))
 	s.API, s.APIRefused, s.APIDetail = n.probeAPI(ctx, s.Done == nil)
@@ -97,10 +99,16 @@ func (n *Node) Observe(ctx context.Context) State {
 	if s.API == APIReady {
 		n.askAPI(ctx, &s)
 	}
-	if s.Master && s.Done == nil && !s.Debris {
+	if s.Master && s.Done == nil && !s.Debris && !s.starting() {
 		s.Etcd, s.Initialised, s.EtcdDetail = n.askEtcd(ctx)
 	}
 	return s
+}
+
+// starting says whether another master's API server is on its way. etcd is not
+// asked then, which would take from it what it starts with on a slow machine.
+func (s State) starting() bool {
+	return s.API == APIStarting && s.Now.Before(s.APISince.Add(startingFor))
 }
 
 // done reads the fact that kubeadm succeeded.

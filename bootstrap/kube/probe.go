@@ -12,12 +12,16 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/kimage-project/kimage/bootstrap/peer"
 	"github.com/kimage-project/kimage/pkg/kubeapi"
 	"github.com/kimage-project/kimage/pkg/run"
 )
 
 // probeTimeout is how long an API server on an emulated processor may think.
 const probeTimeout = 10 * time.Second
+
+// server is an API server to be asked.
+type server struct{ name, addr string }
 
 // probeAPI asks every other master, and the balancer, whether an API server is
 // ready. The balancer's may be this machine's own: balanced is false where that
@@ -28,15 +32,15 @@ func (n *Node) probeAPI(ctx context.Context, balanced bool) (best API, refused b
 	if err != nil {
 		return APISilent, false, err.Error()
 	}
-	var servers []string
+	var servers []server
 	masters := n.Masters()
 	refused = len(masters) > 0 // none at all: nobody knows
 	if balanced || !n.master() {
-		servers = append(servers, n.API)
+		servers = append(servers, server{"the balancer", n.API})
 	}
 	for _, m := range masters {
 		if m.Name != n.Name {
-			servers = append(servers, net.JoinHostPort(m.Address, apiPort))
+			servers = append(servers, server{m.Name, net.JoinHostPort(m.Address, apiPort)})
 		}
 	}
 	type answer struct {
@@ -47,10 +51,10 @@ func (n *Node) probeAPI(ctx context.Context, balanced bool) (best API, refused b
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // one that is ready is enough: a machine without power lets wait
 	answers := make(chan answer, len(servers))
-	for _, server := range servers {
+	for _, x := range servers {
 		go func() {
-			api, refused, detail := probeOne(ctx, server, ca)
-			answers <- answer{server, server + ": " + detail, api, refused}
+			api, refused, detail := n.probeOne(ctx, x.addr, ca)
+			answers <- answer{x.addr, x.name + " (" + x.addr + "): " + detail, api, refused}
 		}()
 	}
 	var details []string
@@ -59,15 +63,20 @@ func (n *Node) probeAPI(ctx context.Context, balanced bool) (best API, refused b
 		if a.api == APIReady {
 			return APIReady, false, a.detail
 		}
-		best, details = max(best, a.api), append(details, a.detail)
+		best = max(best, a.api)
 		refused = refused && (a.refused || a.server == n.API)
+		// A balancer without a server closes in one of two ways, at random, and
+		// says nothing that the masters do not say.
+		if a.server != n.API || a.api != APISilent || len(servers) == 1 {
+			details = append(details, a.detail)
+		}
 	}
 	slices.Sort(details)
 	return best, refused, strings.Join(details, "; ")
 }
 
 // probeOne asks without credentials: a token that is not known yet would be refused.
-func probeOne(ctx context.Context, server string, ca []byte) (api API, refused bool, detail string) {
+func (n *Node) probeOne(ctx context.Context, server string, ca []byte) (api API, refused bool, detail string) {
 	c, err := kubeapi.New(kubeapi.Config{Server: "https://" + server, CA: ca, Timeout: probeTimeout})
 	if err != nil {
 		return APISilent, false, err.Error()
@@ -84,18 +93,7 @@ func probeOne(ctx context.Context, server string, ca []byte) (api API, refused b
 	case errors.As(err, &e):
 		return APIStarting, false, "not ready"
 	}
-	return APISilent, errors.Is(err, syscall.ECONNREFUSED), rootCause(err)
-}
-
-// rootCause is the innermost error: without the URL around it.
-func rootCause(err error) string {
-	for {
-		next := errors.Unwrap(err)
-		if next == nil {
-			return err.Error()
-		}
-		err = next
-	}
+	return APISilent, errors.Is(err, syscall.ECONNREFUSED), peer.Why(err, n.Now())
 }
 
 // askAPI asks the cluster about this machine, as this machine.
@@ -153,7 +151,7 @@ func (n *Node) askEtcd(ctx context.Context) (serves, initialised Answer, detail 
 	defer cancel()
 	// Asked many times while etcd is founded or starts, so without a program.
 	if err := n.etcdReady(ctx); err != nil {
-		return Unknown, Unknown, rootCause(err)
+		return Unknown, Unknown, peer.Why(err, n.Now())
 	}
 	var out strings.Builder
 	err := n.Run(ctx, run.Cmd{Stdout: &out, Argv: []string{"etcdctl", "--endpoints=https://" + n.Etcd, "--cacert=" + n.pki("etcd-ca.crt"),
@@ -243,7 +241,7 @@ func (n *Node) Ready(ctx context.Context) (bool, string) {
 	}
 	var node apiNode
 	if err := c.Get(ctx, "/api/v1/nodes/"+n.Name, nil, &node); err != nil {
-		return false, "asking for the Node: " + rootCause(err)
+		return false, "asking for the Node: " + peer.Why(err, n.Now())
 	}
 	for _, x := range node.Status.Conditions {
 		if x.Type == "Ready" {

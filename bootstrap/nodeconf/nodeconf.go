@@ -39,7 +39,7 @@ const (
 
 // Files below PKIDir. A .crt of an authority may hold several certificates.
 const (
-	ClusterCA         = "ca"                    // .crt on all with a kubelet, .key on masters
+	ClusterCA         = "ca"                    // .crt on all, .key on masters
 	FrontProxyCA      = "front-proxy-ca"        // .crt and .key on masters
 	EtcdCA            = "etcd-ca"               // .crt on etcd members and masters
 	PeerCA            = "etcd-peer-ca"          // .crt on etcd members
@@ -71,7 +71,7 @@ type Config struct {
 	API        API     `json:"api"`
 	Kubeadm    *Raw    `json:"kubeadm,omitempty"` // masters: merged into ClusterConfiguration v1beta4
 	Kubelet    *Raw    `json:"kubelet,omitempty"` // masters: merged into KubeletConfiguration
-	Peers      *Peers  `json:"peers,omitempty"`   // masters: every machine of the cluster file
+	Peers      *Peers  `json:"peers,omitempty"`   // masters: every machine of the cluster file with a kubelet
 }
 
 // Cluster names the cluster.

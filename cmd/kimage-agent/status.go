@@ -14,7 +14,7 @@ import (
 )
 
 func newStatus() *cobra.Command {
-	var asJSON bool
+	var asJSON, all bool
 	var wait string
 	var timeout time.Duration
 	cmd := &cobra.Command{Use: "status", Short: "Say whether this node is what its image promises, and how far it is; exits with 1 if not", Args: cobra.NoArgs,
@@ -27,6 +27,9 @@ func newStatus() *cobra.Command {
 				var cancel context.CancelFunc
 				ctx, cancel = context.WithTimeout(ctx, timeout)
 				defer cancel()
+			}
+			if all {
+				return clusterStatus(ctx, cmd.OutOrStdout(), asJSON, wait != "")
 			}
 			s := bootstrap.Observe(ctx)
 			for wait != "" && !s.OK && ctx.Err() == nil {
@@ -50,8 +53,9 @@ func newStatus() *cobra.Command {
 			}
 			return nil
 		}}
+	cmd.Flags().BoolVar(&all, "cluster", false, "on a master: what its agent heard of every machine of the cluster file")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
-	cmd.Flags().StringVar(&wait, "wait", "", "wait until the node is this: ready")
+	cmd.Flags().StringVar(&wait, "wait", "", "wait until the node, or with --cluster every machine, is this: ready")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "of --wait (default: none)")
 	return cmd
 }

@@ -198,10 +198,10 @@ func truncate(file string, size int64) error { return os.Truncate(file, size/2) 
 func TestCorruptCache(t *testing.T) {
 	f, cache := fixtures(t), t.TempDir()
 	want := build(t, f.args(cache, t.TempDir())...).Artifacts[0].Digest
-	for _, kind := range []string{"/base/", "/unpacked/", "/pulled/", "/images/"} {
+	for _, kind := range []string{"/base/", "/unpacked/", "/pulled/", "/store/", "/data", "/entries.json"} {
 		t.Run(kind+" flipped", func(t *testing.T) {
-			if kind == "/pulled/" { // read only to make the archive
-				if err := os.RemoveAll(filepath.Join(cache, "entries/images")); err != nil {
+			if kind == "/pulled/" { // read only to make the image store
+				if err := os.RemoveAll(filepath.Join(cache, "entries/store")); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -3,10 +3,8 @@ package components
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"maps"
 	"net/url"
@@ -96,6 +94,7 @@ type resolver struct {
 	src  fetch.Source
 	mode string // Release or Source
 	tool string // Go toolchain, in source mode
+	cc   string // C compiler, in source mode
 }
 
 // Resolve fetches or builds everything that c asks for.
@@ -188,6 +187,7 @@ func newResolver(ctx context.Context, c Config) (*resolver, error) {
 		if r.tool, err = gobuild.Toolchain(ctx); err != nil {
 			return nil, err
 		}
+		r.cc = compiler(ctx)
 	}
 	return r, nil
 }
@@ -273,7 +273,11 @@ func (r *resolver) build(ctx context.Context, s source, version string) ([]File,
 		b := gobuild.Build{Module: s.Module, Version: etcdModule(version), Package: pkg, Replace: s.Replace, Tags: s.Tags, CGO: s.CGO, Static: s.Static, Arch: r.Arch,
 			LDFlags: r.row.expand(s.LDFlags, version, r.Arch, ""), StagingVersion: r.row.expand(s.Staging, version, r.Arch, "")}
 		name := filepath.Base(s.Packages[pkg])
-		key := cache.Key("program-1", r.tool, fmt.Sprintf("%+v", b), r.compiler(ctx, s.CGO))
+		cc := ""
+		if s.CGO {
+			cc = r.cc
+		}
+		key := cache.Key("program-1", r.tool, fmt.Sprintf("%+v", b), cc)
 		entry, _, err := r.Cache.Dir(ctx, "program", key, func(ctx context.Context, dir string) error {
 			if r.Offline {
 				return fmt.Errorf("%s %s: %w", name, version, fetch.ErrOffline)
@@ -328,22 +332,7 @@ func (f File) Open() (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &verifying{in, sha256.New(), f}, nil
-}
-
-type verifying struct {
-	*os.File
-	digest hash.Hash
-	of     File
-}
-
-func (v *verifying) Read(p []byte) (int, error) {
-	n, err := v.File.Read(p)
-	v.digest.Write(p[:n])
-	if err == io.EOF && hex.EncodeToString(v.digest.Sum(nil)) != v.of.SHA256 {
-		err = &Damaged{v.of}
-	}
-	return n, err
+	return cache.Verifying(in, f.SHA256, func() error { return &Damaged{f} }), nil
 }
 
 func sortFiles(files []File) {

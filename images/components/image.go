@@ -189,7 +189,7 @@ func fileCapability(name string) (string, error) {
 // the Kubernetes module.
 func (r *resolver) pause(ctx context.Context) (File, error) {
 	version := r.row["version"]
-	key := cache.Key("pause-1", version, r.row["pause"], r.Arch, r.compiler(ctx, true))
+	key := cache.Key("pause-1", version, r.row["pause"], r.Arch, r.cc)
 	entry, _, err := r.Cache.Dir(ctx, "program", key, func(ctx context.Context, dir string) error {
 		if r.Offline {
 			return fetch.ErrOffline

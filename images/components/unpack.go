@@ -100,10 +100,7 @@ func extract(archive, dir string, members []string) error {
 }
 
 // compiler names the C compiler, whose version is part of a cgo program's bytes.
-func (r *resolver) compiler(ctx context.Context, cgo bool) string {
-	if !cgo {
-		return ""
-	}
+func compiler(ctx context.Context) string {
 	out, err := run.Output(ctx, run.Cmd{Argv: []string{"gcc", "--version"}})
 	if err != nil {
 		return "unknown"

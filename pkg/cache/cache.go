@@ -20,6 +20,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -184,6 +186,55 @@ func (c *Cache) Verify(ctx context.Context, entry string) error {
 	}
 	return nil
 }
+
+// Open opens a file of an entry for one reading from its first byte to its
+// last: the end is an error if the content is not what was stored, and the entry
+// is then discarded. Larger files, whose holes their digest skips, are read
+// beforehand.
+func (c *Cache) Open(ctx context.Context, entry, name string) (io.ReadCloser, error) {
+	digest, err := c.Digest(entry, name)
+	if err != nil {
+		return nil, c.Discard(entry, err)
+	}
+	want, plain := strings.CutPrefix(digest, "sha256:")
+	if !plain {
+		if err := c.Verify(ctx, entry); err != nil {
+			return nil, err
+		}
+	}
+	f, err := os.Open(filepath.Join(entry, name))
+	if err != nil || !plain {
+		return f, err
+	}
+	return Verifying(f, want, func() error {
+		return c.Discard(entry, fmt.Errorf("%s has changed since it was stored", name))
+	}), nil
+}
+
+// Verifying reads f; where its end should be, other content than that of the
+// digest (hex) is the error that changed returns.
+func Verifying(f io.ReadCloser, sha256Hex string, changed func() error) io.ReadCloser {
+	return &verifying{f, sha256.New(), sha256Hex, changed}
+}
+
+// verifying does not embed what it reads: io.Copy would read a file directly.
+type verifying struct {
+	file    io.ReadCloser
+	digest  hash.Hash
+	want    string
+	changed func() error
+}
+
+func (v *verifying) Read(p []byte) (int, error) {
+	n, err := v.file.Read(p)
+	v.digest.Write(p[:n])
+	if err == io.EOF && hex.EncodeToString(v.digest.Sum(nil)) != v.want {
+		err = v.changed()
+	}
+	return n, err
+}
+
+func (v *verifying) Close() error { return v.file.Close() }
 
 // Discard removes a damaged entry and returns the error that says so.
 func (c *Cache) Discard(entry string, why error) error {

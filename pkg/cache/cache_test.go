@@ -1,8 +1,10 @@
 package cache
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -99,6 +101,37 @@ func TestVerifyDiscardsWhatChanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := c.Verify(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "discarded") {
+		t.Errorf("error %v", err)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("the damaged entry is still there")
+	}
+}
+
+func TestOpenSaysAtTheEndThatSomethingChanged(t *testing.T) {
+	c := open(t)
+	var calls atomic.Int32
+	dir, _, err := c.Dir(t.Context(), "kind", "key", fill("content", &calls))
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func() (string, error) {
+		f, err := c.Open(t.Context(), dir, "file")
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		var data bytes.Buffer
+		_, err = io.Copy(struct{ io.Writer }{&data}, f)
+		return data.String(), err
+	}
+	if got, err := read(); got != "content" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("Content"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := read(); err == nil || !strings.Contains(err.Error(), "discarded") {
 		t.Errorf("error %v", err)
 	}
 	if _, err := os.Stat(dir); err == nil {

@@ -9,8 +9,11 @@ type Port struct {
 	What     string `json:"what"`
 }
 
-// AgentPort is where agents of etcd members and masters answer.
-const AgentPort = 7444
+// Ports of the agents.
+const (
+	AgentPort  = 7444 // of etcd members: founding
+	ReportPort = 7443 // of masters: reports of all machines
+)
 
 // Ports are what a firewall between the machines must let through. Ports that
 // are used on loopback only (7445, 7446, 2381, 10248, 10249) are not among them.
@@ -18,7 +21,8 @@ func (f *File) Ports() []Port {
 	ports := []Port{
 		{"etcd", "etcd", "tcp", "2380", "etcd, between members"},
 		{"etcd", "etcd, master", "tcp", "2379", "etcd, clients"},
-		{"etcd, master", "all", "tcp", "7444", "agents"},
+		{"etcd", "etcd", "tcp", "7444", "agents, founding etcd"},
+		{"master", "all", "tcp", "7443", "agents, reports"},
 		{"master", "master, worker, people", "tcp", "6443", "Kubernetes API"},
 		{"master, worker", "master", "tcp", "10250", "kubelet"},
 		{"worker", "people", "tcp, udp", "30000-32767", "NodePort services"},

@@ -61,11 +61,33 @@ func (v Volume) Add(ctx context.Context, t *tree.Tree, existing Listing, scratch
 		return err
 	}
 	defer os.RemoveAll(staging)
-	s := &script{vol: v, scratch: staging, existing: existing, inodes: map[string]int{}}
+	sb, err := v.superblock()
+	if err != nil {
+		return err
+	}
+	s := &script{scratch: staging, existing: existing, blockSize: sb.BlockSize, extents: sb.Incompat&incompatExtents != 0}
 	if err := s.build(t); err != nil {
 		return err
 	}
-	return v.debugfs(ctx, s.buf.Bytes())
+	if err := v.debugfs(ctx, s.buf.Bytes()); err != nil || len(s.large) == 0 {
+		return err
+	}
+	return v.fill(ctx, s.large, sb.BlockSize)
+}
+
+// Rename gives a file another name in directories that exist; what is at the
+// new name is not replaced.
+func (v Volume) Rename(ctx context.Context, from, to string) error {
+	old, err := quote(from)
+	if err != nil {
+		return err
+	}
+	name, err := quote(to)
+	if err != nil {
+		return err
+	}
+	// Neither command counts names.
+	return v.debugfs(ctx, fmt.Appendf(nil, "ln %s %s\nunlink %s\n", old, name, old))
 }
 
 // debugfs runs a script of commands that write, and fails on any message it prints.
@@ -83,8 +105,8 @@ func (v Volume) debugfs(ctx context.Context, script []byte) error {
 	return nil
 }
 
-// complaint finds the first message that is not the echo of a command or
-// debugfs's banner. Quiet success prints only "Allocated inode: N".
+// complaint finds the first message that is not the echo of a command,
+// debugfs's banner or chatter.
 func complaint(stdout, stderr []byte) string {
 	sc := bufio.NewScanner(bytes.NewReader(stderr))
 	sc.Buffer(nil, 1<<20)
@@ -98,25 +120,28 @@ func complaint(stdout, stderr []byte) string {
 	sc.Buffer(nil, 1<<20)
 	for sc.Scan() {
 		line := strings.TrimSpace(sc.Text())
-		if line != "" && !strings.HasPrefix(line, "debugfs:") && !strings.HasPrefix(line, "Allocated inode:") {
+		if line != "" && !slices.ContainsFunc(chatter, func(p string) bool { return strings.HasPrefix(line, p) }) {
 			return line
 		}
 	}
 	return ""
 }
 
+// chatter opens the lines that debugfs prints when all is well.
+var chatter = []string{"debugfs:", "Allocated inode:", "extent: "}
+
 // linkRoom is what a fresh directory block holds in names, bytes.
 const linkRoom = 4000
 
 // script is a debugfs command file under construction.
 type script struct {
-	vol      Volume
-	scratch  string
-	existing Listing
-	buf      bytes.Buffer
-	staged   int
-	cwd      string
-	inodes   map[string]int // path of a hard link's target to its number of names
+	scratch   string
+	existing  Listing
+	blockSize int64
+	extents   bool // the file system has them
+	buf       bytes.Buffer
+	staged    int
+	large     []large // their content is written afterwards
 }
 
 func (s *script) build(t *tree.Tree) error {
@@ -195,6 +220,10 @@ func (s *script) entry(e tree.Entry) error {
 	}
 	switch {
 	case e.Mode.IsDir():
+	case e.Mode.IsRegular() && s.extents && e.Size >= largeBytes:
+		if err := s.reserve(e, p); err != nil {
+			return err
+		}
 	case e.Mode.IsRegular():
 		host, err := s.stage(e)
 		if err != nil {

@@ -3,14 +3,17 @@ package ext4
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"io/fs"
+	mathrand "math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/kimage-project/kimage/pkg/tree"
 )
@@ -235,5 +238,76 @@ func TestReservedBlocksBelongToNobody(t *testing.T) {
 	out := debugfs(t, volume(t, 0), "show_super_stats -h")
 	if !strings.Contains(out, "Reserved blocks uid:      64999") {
 		t.Errorf("%s", out)
+	}
+}
+
+// TestAddLarge: a file that debugfs does not carry arrives whole, in a directory
+// that exists, in several extents, and a reader that fails at its end is heard.
+func TestAddLarge(t *testing.T) {
+	const size, tail = 700 << 20, 300<<20 + 4711
+	v := Volume{File: filepath.Join(t.TempDir(), "fs"), OffsetBytes: 1 << 20, UnixTime: unixTime}
+	f, err := os.Create(v.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(v.OffsetBytes + size); err != nil {
+		t.Fatal(err)
+	}
+	mk := MakeConfig{File: v.File, OffsetBytes: v.OffsetBytes, SizeBytes: size, Label: "TEST", UUID: "11111111-2222-8333-8444-555555555555", JournalMiB: 4, UnixTime: unixTime, ScratchDirectory: t.TempDir()}
+	if err := Make(t.Context(), mk); err != nil {
+		t.Fatal(err)
+	}
+	content := func() io.Reader { return io.LimitReader(mathrand.NewChaCha8([32]byte{1}), tail) }
+	tr := tree.New()
+	err = errors.Join(tr.Bytes("dir/a file", 0o644, []byte("small")), tr.Add(tree.Entry{Path: "dir/large one", Mode: 0o640, UID: 7, Size: tail,
+		Open: func() (io.ReadCloser, error) { return io.NopCloser(content()), nil }}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Add(t.Context(), tr, nil, t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Rename(t.Context(), "dir/large one", "large"); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out := debugfs(t, v, "stat /large"); !strings.Contains(out, "Links: 1") || !strings.Contains(out, "User:     7") || strings.Contains(out, "[u]") {
+		t.Error(out)
+	}
+	dumped := filepath.Join(t.TempDir(), "dumped")
+	if err := v.Dump(t.Context(), "large", dumped); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.Open(dumped)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer got.Close()
+	a, b := sha256.New(), sha256.New()
+	if _, err := io.Copy(a, got); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(b, content()); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(a.Sum(nil), b.Sum(nil)) {
+		t.Error("other content")
+	}
+
+	for name, r := range map[string]io.Reader{
+		"short":   io.LimitReader(content(), largeBytes-1),
+		"long":    io.LimitReader(content(), largeBytes+1),
+		"damaged": io.MultiReader(io.LimitReader(content(), largeBytes), iotest.ErrReader(errors.New("damaged"))),
+	} {
+		bad := tree.New()
+		if err := bad.Add(tree.Entry{Path: name, Mode: 0o644, Size: largeBytes, Open: func() (io.ReadCloser, error) { return io.NopCloser(r), nil }}); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Add(t.Context(), bad, nil, t.TempDir()); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

@@ -2,11 +2,12 @@
 // and talks to them: serial console, SSH, power.
 //
 // A machine is one qemu process and a directory with its disk overlay and its
-// logs; when the process that started it ends, so does the machine. Networks
-// between machines are not this package's business.
+// logs; when the process that started it ends, so does the machine. A network
+// between machines is a switch's business (package lan); here it is a socket.
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,10 +37,14 @@ const (
 	ovmfVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 )
 
-// Interface is what systemd calls the machine's network card.
-const Interface = "enp0s16"
+// Interface is what systemd calls the machine's first network card, by which SSH
+// comes in, and LANInterface the one that is connected to other machines.
+const (
+	Interface    = "enp0s16"
+	LANInterface = "enp0s17"
+)
 
-// MAC is that of the card.
+// MAC is that of the first card, of every machine; so is its address, 10.0.2.15.
 const MAC = "52:54:00:12:34:56"
 
 // Config describes a machine.
@@ -51,7 +56,10 @@ type Config struct {
 	Seed      string // volume with first-boot configuration; empty: none
 	Firmware  string // BIOS or UEFI; empty: BIOS
 	CPUs      int
-	MemoryMiB int
+	MemoryMiB int    // 0: 1024
+	UUID      string // of the machine, in SMBIOS; empty: none
+	LAN       string // a switch's socket for a second card; empty: no such card
+	LANMAC    string // of the second card
 	Accel     string // kvm or tcg; empty: tcg, which works everywhere
 	Isolated  bool   // no way out: only the forwarded SSH port is reachable
 	// Kernel boots the machine instead of its disk, with Initrd and the command
@@ -147,13 +155,19 @@ func (m *Machine) argv() []string {
 		restrict = "restrict=on,"
 	}
 	argv := []string{
-		"-name", filepath.Base(m.c.Dir), "-machine", "q35", "-accel", accel, "-cpu", "max", "-smp", strconv.Itoa(max(1, m.c.CPUs)), "-m", strconv.Itoa(max(1024, m.c.MemoryMiB)),
+		"-name", filepath.Base(m.c.Dir), "-machine", "q35", "-accel", accel, "-cpu", "max", "-smp", strconv.Itoa(max(1, m.c.CPUs)), "-m", strconv.Itoa(cmp.Or(m.c.MemoryMiB, 1024)),
 		"-nodefaults", "-display", "none", "-vga", "std",
 		"-chardev", "file,id=console,append=on,path=" + m.consoleFile(), "-serial", "chardev:console",
 		"-drive", "file=" + m.Disk() + ",if=virtio,format=qcow2,cache=unsafe,discard=unmap",
 		"-netdev", fmt.Sprintf("user,id=net,ipv6=off,%shostfwd=tcp:127.0.0.1:%d-:22", restrict, m.SSHPort), "-device", "virtio-net-pci,netdev=net,bus=pcie.0,addr=0x10,mac=" + MAC,
 		"-device", "virtio-rng-pci",
 		"-qmp", "unix:" + m.monitorFile() + ",server=on,wait=off",
+	}
+	if m.c.LAN != "" {
+		argv = append(argv, "-netdev", "stream,id=lan,server=off,addr.type=unix,addr.path="+m.c.LAN, "-device", "virtio-net-pci,netdev=lan,bus=pcie.0,addr=0x11,mac="+m.c.LANMAC)
+	}
+	if m.c.UUID != "" {
+		argv = append(argv, "-uuid", m.c.UUID)
 	}
 	if m.c.Seed != "" {
 		argv = append(argv, "-drive", "file="+m.c.Seed+",if=virtio,format=raw,readonly=on")

@@ -12,8 +12,11 @@ func TestArgv(t *testing.T) {
 		config    Config
 		want, not []string
 	}{
-		{"defaults", Config{}, []string{"-accel tcg,thread=multi", "-smp 1", "-m 1024", "if=virtio,format=qcow2", "hostfwd=tcp:127.0.0.1:2222-:22", "-display none"}, []string{"pflash", "restrict", "format=raw"}},
+		{"defaults", Config{}, []string{"-accel tcg,thread=multi", "-smp 1", "-m 1024", "if=virtio,format=qcow2", "hostfwd=tcp:127.0.0.1:2222-:22", "-display none"}, []string{"pflash", "restrict", "format=raw", "stream", "-uuid"}},
 		{"size", Config{CPUs: 3, MemoryMiB: 4096}, []string{"-smp 3", "-m 4096"}, nil},
+		{"small", Config{MemoryMiB: 512}, []string{"-m 512"}, nil},
+		{"second card", Config{LAN: "/vm/lan/a", LANMAC: "52:54:00:17:08:01"}, []string{"addr.path=/vm/lan/a", "netdev=lan,bus=pcie.0,addr=0x11,mac=52:54:00:17:08:01", "addr=0x10,mac=" + MAC}, nil},
+		{"UUID", Config{UUID: "5"}, []string{"-uuid 5"}, nil},
 		{"KVM", Config{Accel: "kvm"}, []string{"-accel kvm"}, []string{"tcg"}},
 		{"UEFI", Config{Firmware: UEFI}, []string{"if=pflash,format=raw,readonly=on,file=" + ovmfCode, "if=pflash,format=raw,file=/vm/node/vars.fd"}, nil},
 		{"no way out", Config{Isolated: true}, []string{"restrict=on,hostfwd="}, nil},

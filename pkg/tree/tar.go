@@ -21,6 +21,14 @@ func (t *Tree) WriteTar(w io.Writer, mtime time.Time) error {
 			if e.Path == "." || e.Hard != hard {
 				continue
 			}
+			if e.Hard {
+				// Readers set what they find here on the file of both names.
+				target, ok := t.Lookup(e.Target)
+				if !ok {
+					return fmt.Errorf("writing %s to tar: it is a link to %s, which is not there", e.Path, e.Target)
+				}
+				e.Mode, e.UID, e.GID, e.ModTime, e.Xattrs = target.Mode, target.UID, target.GID, target.ModTime, target.Xattrs
+			}
 			if err := writeTarEntry(tw, e, mtime, buf); err != nil {
 				return fmt.Errorf("writing %s to tar: %w", e.Path, err)
 			}

@@ -112,6 +112,20 @@ func (t *Tree) Dir(p string, perm fs.FileMode) error {
 	return t.Add(Entry{Path: p, Mode: fs.ModeDir | perm})
 }
 
+// Graft adds all of other below dir, which becomes other's root.
+func (t *Tree) Graft(dir string, other *Tree) error {
+	for _, e := range other.Entries() {
+		e.Path = path.Join(dir, e.Path)
+		if e.Hard {
+			e.Target = path.Join(dir, e.Target)
+		}
+		if err := t.Add(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Remove takes the entry at p out; a directory's children stay.
 func (t *Tree) Remove(p string) { delete(t.entries, clean(p)) }
 

@@ -1,0 +1,246 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kimage-project/kimage/pkg/lan"
+	"github.com/kimage-project/kimage/pkg/qemu"
+)
+
+// enough skips a story of more machines than KIMAGE_E2E_MACHINES allows.
+func enough(t *testing.T, machines int, target string) {
+	t.Helper()
+	allowed, _ := strconv.Atoi(os.Getenv("KIMAGE_E2E_MACHINES"))
+	if os.Getenv("CI") != "" {
+		allowed = 1
+	}
+	if machines > allowed {
+		t.Skipf("%d machines: %s runs it, where CI is not set", machines, target)
+	}
+}
+
+// routeOut gives a machine a default route through the card that leads nowhere,
+// as every Vagrant machine has one.
+const routeOut = `#cloud-config
+bootcmd:
+- - sh
+  - -c
+  - printf '[Match]\nMACAddress=` + qemu.MAC + `\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\n' >/etc/systemd/network/50-nat.network && networkctl reload
+`
+
+// cluster is a topology of machines that were powered on together.
+type cluster struct {
+	t       *testing.T
+	started time.Time
+	nodes   []*clusterNode
+	network *lan.Switch
+}
+
+type clusterNode struct {
+	*node
+	name, address string
+	roles         []string
+	ready         time.Duration // after power-on
+}
+
+func (n *clusterNode) has(role string) bool { return slices.Contains(n.roles, role) }
+
+func (n *clusterNode) kubelet() bool { return n.has("master") || n.has("worker") }
+
+// cpus: only one machine at a time initialises, and can use them. The others have
+// one, since there are more machines than this computer has processors, and
+// emulation needs no atomic instructions for a machine with one.
+func (n *clusterNode) cpus() int {
+	if n.has("master") {
+		return 2
+	}
+	return 1
+}
+
+// memoryMiB is what a machine of these roles has.
+func (n *clusterNode) memoryMiB() int {
+	switch {
+	case n.has("master"):
+		return 2560
+	case n.has("worker"):
+		return 1536
+	}
+	return 512
+}
+
+// powerOn makes the machines that kimage cluster new describes, gives them the
+// configs that kimage config writes, and switches all of them on. They are
+// connected by a network of their own, and each has a card besides that has the
+// same address on all; every second one even has its default route there, the
+// others have none.
+func powerOn(t *testing.T, topology string) *cluster {
+	t.Helper()
+	key, err := qemu.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	describe(t, dir, topology, key)
+	names := machineNames(t, dir)
+	c := &cluster{t: t}
+	if c.network, err = lan.New(filepath.Join(dir, "lan")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.network.Close)
+	for _, name := range names {
+		c.nodes = append(c.nodes, c.machine(dir, name, key))
+	}
+	c.started = time.Now()
+	for _, n := range slices.Backward(c.nodes) { // the last first: no order is the right one
+		if err := n.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return c
+}
+
+// describe writes the cluster file of a topology, and the configs.
+func describe(t *testing.T, dir, topology string, key qemu.Key) {
+	t.Helper()
+	kimage := kimageIn(t, dir)
+	text := kimage("cluster", "new", "--topology", topology, "--os", system)
+	edit := func(old, new string) {
+		if !strings.Contains(text, old) {
+			t.Fatalf("kimage cluster new does not print %q:\n%s", old, text)
+		}
+		text = strings.Replace(text, old, new, 1)
+	}
+	edit("ssh: {authorizedKeys: []}", "ssh: {authorizedKeys: [\""+key.Public+"\"]}")
+	edit("  nodes:\n  - name", "    network: {mtu: 1500}    # static: nobody gives addresses here\n  nodes:\n  - name")
+	for i := 2; strings.Contains(text, fmt.Sprintf("name: k8s-%02d", i)); i += 2 {
+		match := fmt.Sprintf("    match: {mac: \"52:54:00:17:08:%02d\"}\n", i)
+		edit(match, match+"    machine: {cloudInit: route.yaml}\n")
+	}
+	for name, content := range map[string]string{"cluster.yaml": text, "route.yaml": routeOut} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kimage("config", "--seed")
+}
+
+// kimageIn runs kimage in dir and returns what it prints.
+func kimageIn(t *testing.T, dir string) func(args ...string) string {
+	t.Helper()
+	program, err := filepath.Abs("../bin/kimage")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(args ...string) string {
+		t.Helper()
+		cmd := exec.Command(program, args...)
+		cmd.Dir = dir
+		var words strings.Builder
+		cmd.Stderr = &words
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("kimage %s: %v\n%s", strings.Join(args, " "), err, words.String())
+		}
+		return string(out)
+	}
+}
+
+func machineNames(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Join(dir, "config/nodes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// machine makes one machine of the cluster file in dir.
+func (c *cluster) machine(dir, name string, key qemu.Key) *clusterNode {
+	c.t.Helper()
+	var shown struct{ Roles, Addresses []string }
+	if err := json.Unmarshal([]byte(kimageIn(c.t, dir)("cluster", "show", name, "--json")), &shown); err != nil {
+		c.t.Fatal(err)
+	}
+	n := &clusterNode{name: name, roles: shown.Roles, address: shown.Addresses[0]}
+	socket, err := c.network.Port(name)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	number := strings.TrimPrefix(name, "k8s-")
+	n.node = newNode(c.t, qemu.Config{Dir: filepath.Join(dir, name), CPUs: n.cpus(), MemoryMiB: n.memoryMiB(), Seed: filepath.Join(dir, "config/nodes", name, "seed.iso"),
+		LAN: socket, LANMAC: "52:54:00:17:08:" + number, UUID: "6b696d61-6765-4000-8000-5254001708" + number}, user, key)
+	return n
+}
+
+// awaitReady waits until every machine's console says that it is ready: asking
+// them would take from them what they have too little of.
+func (c *cluster) awaitReady(limit time.Duration) {
+	c.t.Helper()
+	ctx, cancel := context.WithDeadline(c.t.Context(), c.started.Add(limit))
+	defer cancel()
+	errs := make([]error, len(c.nodes))
+	var wg sync.WaitGroup
+	for i, n := range c.nodes {
+		wg.Go(func() {
+			errs[i] = n.WaitConsole(ctx, "phase      ready since")
+			n.ready = time.Since(c.started)
+		})
+	}
+	wg.Wait()
+	for i, n := range c.nodes {
+		if errs[i] != nil {
+			c.t.Errorf("%s: %v", n.name, errs[i])
+		}
+	}
+	if c.t.Failed() {
+		c.t.FailNow()
+	}
+}
+
+// first is the first machine with a role.
+func (c *cluster) first(role string) *clusterNode {
+	return c.nodes[slices.IndexFunc(c.nodes, func(n *clusterNode) bool { return n.has(role) })]
+}
+
+func (c *cluster) count(is func(*clusterNode) bool) (count int) {
+	for _, n := range c.nodes {
+		if is(n) {
+			count++
+		}
+	}
+	return count
+}
+
+// phaseLine is one of the agent's, with the seconds since the kernel's start.
+var phaseLine = regexp.MustCompile(`(?m)^\[ *([0-9]+)\..*\]: phase ([a-z]+)`)
+
+// table logs when each machine reached its phases.
+func (c *cluster) table() {
+	c.t.Helper()
+	var b strings.Builder
+	for _, n := range c.nodes {
+		fmt.Fprintf(&b, "%s  %-20s %4d MiB  ready %s after power-on; seconds after the kernel's start:", n.name, strings.Join(n.roles, ","), n.memoryMiB(), n.ready.Round(time.Second))
+		for _, m := range phaseLine.FindAllStringSubmatch(n.must("journalctl -u kimage-agent -o short-monotonic --no-pager", 3*time.Minute), -1) {
+			fmt.Fprintf(&b, " %s %s", m[1], m[2])
+		}
+		b.WriteByte('\n')
+	}
+	c.t.Logf("phases:\n%s", b.String())
+}
