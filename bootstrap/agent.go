@@ -20,12 +20,15 @@ import (
 	"github.com/kimage-project/kimage/pkg/run"
 )
 
-// Pauses between looks.
+// Pauses between looks. A look costs handshakes, on this machine and on those
+// that are asked: with little processor it is followed by a longer pause.
 const (
 	pauseLook    = 100 * time.Millisecond // while only this machine is asked: a wait's end is noticed at once
 	pauseOthers  = 500 * time.Millisecond // while others are: there may be a thousand that ask
 	pauseMoving  = 2 * time.Second
 	pauseSettled = 10 * time.Second
+	pausePerCPU  = 10 // times the processor time of the look, up to pauseMost
+	pauseMost    = 5 * time.Second
 )
 
 // Agent makes this machine a part of its cluster, and keeps it one.
@@ -222,7 +225,9 @@ func (a *Agent) runKube(ctx context.Context) error {
 	}
 	said := "" // the last failure: one that repeats is said once
 	for {
+		before := processorTime()
 		s := n.Observe(ctx)
+		cost := processorTime() - before
 		act := kube.Decide(s)
 		a.tell(act)
 		awaits := s.Awaits(act)
@@ -242,10 +247,23 @@ func (a *Agent) runKube(ctx context.Context) error {
 			}
 		}
 		said = failure
-		if err := sleep(ctx, a.pause(ctx, n, act, awaits, failure)); err != nil {
+		pause := a.pause(ctx, n, act, awaits, failure)
+		if pause > 0 {
+			pause = max(pause, min(pausePerCPU*cost, pauseMost))
+		}
+		if err := sleep(ctx, pause); err != nil {
 			return err
 		}
 	}
+}
+
+// processorTime is what this process has used so far.
+func processorTime() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // pause says when to look again after act.

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -51,12 +52,12 @@ type phases struct {
 	now  func() time.Time
 	file string
 
-	mu    sync.Mutex
-	took  *Took
-	said  [parts]saying
-	cause string // see because
-	last  Phase
-	heard []chan struct{}
+	mu     sync.Mutex
+	took   *Took
+	said   [parts]saying
+	causes []string // see because
+	last   Phase
+	heard  []chan struct{}
 }
 
 // tookTo is for all phases from now on.
@@ -79,10 +80,10 @@ func (p *phases) set(by part, phase, why string) {
 
 // because says what was seen to be wrong on the machine or its network. It is
 // shown before what the parts wait for, which most often follows from it.
-func (p *phases) because(cause string) {
+func (p *phases) because(causes ...string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.cause = cause
+	p.causes = causes
 	p.tell()
 }
 
@@ -104,10 +105,10 @@ func (p *phases) current() Phase {
 
 // overall is what counts of all that is said. What a person must do comes
 // first; a kubelet that waits most often waits for etcd.
-func overall(said [parts]saying, cause string) saying {
+func overall(said [parts]saying, causes []string) saying {
 	for _, s := range said {
 		if s.phase == PhaseStopped {
-			return s
+			return saying{s.phase, strings.Join(append([]string{s.why}, unsaid(s.why, causes)...), "; ")}
 		}
 	}
 	s := said[partKube]
@@ -117,18 +118,26 @@ func overall(said [parts]saying, cause string) saying {
 	if s.phase == "" {
 		s = saying{phase: PhaseWaiting}
 	}
-	switch {
-	case cause != "" && s.why != "":
-		s.why = cause + "; " + s.why
-	case cause != "":
-		s.why = cause
+	all := unsaid(s.why, causes)
+	if s.why != "" {
+		all = append(all, s.why)
 	}
-	return s
+	return saying{s.phase, strings.Join(all, "; ")}
+}
+
+// unsaid are the causes that a reason does not name itself.
+func unsaid(why string, causes []string) (out []string) {
+	for _, c := range causes {
+		if c != "" && !strings.Contains(why, c) {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // tell writes and logs what has changed; p.mu is held.
 func (p *phases) tell() {
-	s := overall(p.said, p.cause)
+	s := overall(p.said, p.causes)
 	if s == (saying{p.last.Phase, p.last.Why}) || s == (saying{phase: PhaseWaiting}) && p.last.Phase == "" {
 		return // the second: no part has begun
 	}

@@ -26,7 +26,8 @@ func TestOverall(t *testing.T) {
 	}{
 		{name: "nothing yet", want: saying{phase: PhaseWaiting}},
 		{name: "a cause, and nothing yet", cause: "no link", want: saying{PhaseWaiting, "no link"}},
-		{name: "the wrong image", machine: saying{PhaseStopped, "wrong image"}, cause: "no link", want: saying{PhaseStopped, "wrong image"}},
+		{name: "the wrong image", machine: saying{PhaseStopped, "wrong image"}, cause: "no link", want: saying{PhaseStopped, "wrong image; no link"}},
+		{name: "a clock that two parts complain of", kube: saying{PhaseStopped, "the clock is wrong"}, cause: "the clock is wrong", want: saying{PhaseStopped, "the clock is wrong"}},
 		{name: "founding", etcd: saying{PhaseEtcd, "asking b"}, kube: saying{PhaseWaiting, "etcd does not answer"}, want: saying{PhaseEtcd, "asking b"}},
 		{name: "founding without a link", etcd: saying{PhaseEtcd, "asking b"}, cause: "no link", want: saying{PhaseEtcd, "no link; asking b"}},
 		{name: "etcd runs", kube: saying{PhaseWaiting, "for an API server"}, want: saying{PhaseWaiting, "for an API server"}},
@@ -34,7 +35,7 @@ func TestOverall(t *testing.T) {
 		{name: "ready, and the disk is full", kube: saying{PhaseReady, ""}, cause: "disk full", want: saying{PhaseReady, "disk full"}},
 		{name: "initialising", etcd: saying{PhaseEtcd, "x"}, kube: saying{PhaseInit, "no API server answers"}, want: saying{PhaseInit, "no API server answers"}},
 	} {
-		if got := overall([parts]saying{c.machine, c.etcd, c.kube}, c.cause); got != c.want {
+		if got := overall([parts]saying{c.machine, c.etcd, c.kube}, []string{"", c.cause}); got != c.want {
 			t.Errorf("%s: got %+v", c.name, got)
 		}
 	}

@@ -56,7 +56,7 @@ func (a *Agent) watch(ctx context.Context) {
 		a.seen.setAddresses(cards)
 		why := []string{nic.Why(w, cards, taken), dataFull(), a.runtimeDown()}
 		clock, _ := a.seen.judgeClocks()
-		a.phase.because(joinReasons(append(append(why, clock), a.seen.refusals()...)))
+		a.phase.because(append(append(why, clock), a.seen.refusals()...)...)
 		if changed {
 			a.show()
 		}
@@ -64,10 +64,6 @@ func (a *Agent) watch(ctx context.Context) {
 			return
 		}
 	}
-}
-
-func joinReasons(all []string) string {
-	return strings.Join(slices.DeleteFunc(all, func(s string) bool { return s == "" }), "; ")
 }
 
 func cardAddresses(cards []nic.Card) (out []string) {

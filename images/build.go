@@ -34,7 +34,7 @@ import (
 const Version = "0.1.0"
 
 // diskVersion changes when the same inputs give another disk.
-const diskVersion = 4
+const diskVersion = 5
 
 // unixTime is when everything in an image says it was made: an image's age is
 // that of its inputs, and the same inputs give the same bytes.

@@ -141,11 +141,17 @@ type script struct {
 	extents   bool // the file system has them
 	buf       bytes.Buffer
 	staged    int
-	large     []large // their content is written afterwards
+
+	directBytes int64   // the size from which on content is written afterwards
+	large       []large // such files
 }
 
 func (s *script) build(t *tree.Tree) error {
 	entries := t.Entries()
+	s.directBytes = largeBytes
+	if len(entries) >= manyFiles {
+		s.directBytes = 1
+	}
 	for _, e := range entries {
 		if e.Hard {
 			continue
@@ -220,7 +226,7 @@ func (s *script) entry(e tree.Entry) error {
 	}
 	switch {
 	case e.Mode.IsDir():
-	case e.Mode.IsRegular() && s.extents && e.Size >= largeBytes:
+	case e.Mode.IsRegular() && s.extents && e.Size >= s.directBytes:
 		if err := s.reserve(e, p); err != nil {
 			return err
 		}
