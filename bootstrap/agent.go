@@ -308,13 +308,15 @@ func (a *Agent) tell(act kube.Action) {
 // balancers which API servers the cluster has.
 func (a *Agent) settle(ctx context.Context, n *kube.Node) bool {
 	for end := time.Now().Add(pauseMoving); ; {
+		before := processorTime()
 		ready, why := n.Ready(ctx)
 		if ready {
 			break
 		}
+		pause := max(pauseLook, pausePerCPU*(processorTime()-before))
 		a.clock.looked(awaitsNetwork)
 		a.phase.set(partKube, PhaseJoined, why)
-		if time.Now().After(end) || sleep(ctx, pauseLook) != nil {
+		if time.Now().After(end) || sleep(ctx, min(pause, pauseMost)) != nil {
 			return false
 		}
 	}

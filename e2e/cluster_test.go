@@ -39,7 +39,6 @@ func TestTopology1(t *testing.T) {
 	if failed := n.must("systemctl --failed --no-legend --plain", time.Minute); failed != "" {
 		t.Errorf("units failed:\n%s", failed)
 	}
-	t.Log(n.must("journalctl -u kimage-agent -o short-precise --no-pager", time.Minute))
 	n.small()
 	n.reboot()
 	n.until(`"phase": "ready"`, "kimage-agent status --json || true", 8*time.Minute)

@@ -16,8 +16,12 @@ import (
 // What the agent and the balancer may take of a node that is Ready.
 const (
 	maxRSSKiB     = 25 << 10 // each
-	maxCPUPercent = 0.2      // of a core, both together, with all programs that they run
-	maxOwnSeconds = 1        // of the time to Ready
+	maxOwnSeconds = 1        // of the time to Ready, on a core that is not emulated
+	// Both together, with all programs that they run. On an emulated core waking up
+	// and encrypting cost much more than other work, so that only what is silly is
+	// found here: the limit of a real core, 0.2 %, is judged on one (TestIdle of
+	// package kube; package balancer).
+	maxEmulatedCPUPercent = 15
 )
 
 // slowness is how much longer an emulated processor works for the same: user and
@@ -64,7 +68,6 @@ func (n *node) small() {
 	look := func(unit string) float64 {
 		return number("sed -n 's/^usage_usec //p' /sys/fs/cgroup/system.slice/" + unit + ".service/cpu.stat")
 	}
-	slow := n.slowness()
 	started := time.Now()
 	before := []float64{look(units[0]), look(units[1])}
 	time.Sleep(window)
@@ -72,15 +75,14 @@ func (n *node) small() {
 	for i, unit := range units {
 		percent := (look(unit) - before[i]) / 1e4 / time.Since(started).Seconds()
 		rss := number("sed -n 's/^VmRSS:\\s*\\([0-9]*\\) kB/\\1/p' /proc/$(systemctl show --property=MainPID --value " + unit + ")/status")
-		n.t.Logf("%s: RSS %.1f MiB; %.2f %% of an emulated core over %s, which is %.2f %% of one here", unit, rss/1024, percent, time.Since(started).Round(time.Second), percent/slow)
+		n.t.Logf("%s: RSS %.1f MiB; %.2f %% of an emulated core over %s", unit, rss/1024, percent, time.Since(started).Round(time.Second))
 		if rss > maxRSSKiB {
 			n.t.Errorf("the RSS of %s is %.1f MiB", unit, rss/1024)
 		}
 		sum += percent
 	}
-	n.t.Logf("an emulated core is %.1f times as slow as one here", slow)
-	if sum/slow > maxCPUPercent {
-		n.t.Errorf("both take %.2f %% of a core", sum/slow)
+	if sum > maxEmulatedCPUPercent {
+		n.t.Errorf("both take %.2f %% of an emulated core", sum)
 	}
 }
 

@@ -115,9 +115,9 @@ func newAgent(cfg Config, d disk) *Agent {
 		cfg: cfg,
 		member: &member{name: cfg.Name, uid: cfg.Cluster.UID, disk: d,
 			random: func() string { return strings.ToLower(rand.Text()) },
-			open: func(s nodeconf.SignedRoster) (nodeconf.Roster, error) {
+			open: opened(func(s nodeconf.SignedRoster) (nodeconf.Roster, error) {
 				return s.Open(cfg.Cluster.RosterKey, cfg.Cluster.UID)
-			}},
+			})},
 		woken:   make(chan struct{}, 1),
 		answers: map[string]Answer{},
 		offers:  []nodeconf.SignedRoster{cfg.Roster},

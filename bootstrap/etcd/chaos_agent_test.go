@@ -3,6 +3,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -27,7 +29,8 @@ type chaosNode struct {
 	Cluster       nodeconf.Cluster
 	Roster        nodeconf.SignedRoster
 	Etcd, Etcdutl string
-	Death         *death // nil: none is arranged
+	Settled       time.Duration // 0: 300 ms
+	Death         *death        // nil: none is arranged
 }
 
 func (n chaosNode) disk() string  { return filepath.Join(n.Dir, "disk") }
@@ -59,7 +62,7 @@ func (n chaosNode) run(ctx context.Context) error {
 	a, err := New(Config{
 		Name: n.Name, Address: n.Address, Cluster: n.Cluster, Roster: n.Roster, State: n.state(), PKI: filepath.Join(n.Dir, "pki"), Etcdutl: n.Etcdutl,
 		Heartbeat: 200 * time.Millisecond, Election: 2 * time.Second,
-		Interval: 100 * time.Millisecond, Settled: 300 * time.Millisecond, Timeout: time.Second,
+		Interval: 100 * time.Millisecond, Settled: cmp.Or(n.Settled, 300*time.Millisecond), Timeout: time.Second,
 		Mounted: func() error {
 			if _, err := os.Stat(filepath.Join(n.disk(), isKIMAGE)); err != nil {
 				return errors.New("KIMAGE is not mounted")
@@ -114,12 +117,23 @@ func (n chaosNode) start(_ context.Context, l Launch) error {
 	return nil
 }
 
+// foundEtcd is the process that etcdOf found last: an agent asks often.
+var foundEtcd atomic.Int64
+
 // etcdOf finds the etcd process that works below a state directory; 0: none.
 func etcdOf(state string) int {
+	works := func(p string) bool {
+		line, _ := os.ReadFile(p)
+		return strings.Contains(string(line), "\x00--data-dir="+state+"/")
+	}
+	if pid := int(foundEtcd.Load()); works(fmt.Sprintf("/proc/%d/cmdline", pid)) {
+		return pid
+	}
 	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range all {
-		if line, _ := os.ReadFile(p); strings.Contains(string(line), "\x00--data-dir="+state+"/") {
+		if works(p) {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+			foundEtcd.Store(int64(pid))
 			return pid
 		}
 	}

@@ -96,11 +96,12 @@ type Config struct {
 // the same time, but for Failure.
 type Node struct {
 	Config
-	last     lastTry
-	apiSeen  answerSince
-	clients  clients
-	settings settings
-	changed  func(what string) // told of each change, to be cut off after it; nil: nobody
+	last        lastTry
+	apiSeen     answerSince
+	clients     clients
+	settings    settings
+	kubeconfigs kubeconfigs
+	changed     func(what string) // told of each change, to be cut off after it; nil: nobody
 }
 
 func (n *Node) tellChanged(what string) {

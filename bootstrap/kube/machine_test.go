@@ -61,16 +61,19 @@ func runMachine(file string) error {
 		deaths{m.Dir}.arrange(n)
 	}
 	before := ""
-	for ctx := context.Background(); ; time.Sleep(time.Second) {
+	pause := time.Second
+	for ctx := context.Background(); ; time.Sleep(pause) {
 		a := Decide(n.Observe(ctx))
 		if line := string(a.Verb) + " " + a.Why; line != before {
 			log.Print("DECIDE ", line)
 			before = line
 		}
+		pause = time.Second
 		if err := n.Apply(ctx, a); err != nil {
 			log.Printf("APPLY %s: %v", a.Verb, err)
-		} else if n.changed != nil && a.Verb != Wait {
-			n.changed(string(a.Verb))
+		} else if a.Verb != Wait && a.Verb != Keep {
+			n.tellChanged(string(a.Verb))
+			pause = 0 // as the agent does
 		}
 	}
 }

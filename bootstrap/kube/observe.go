@@ -11,8 +11,6 @@ import (
 	"net"
 	"os"
 	"time"
-
-	"github.com/kimage-project/kimage/pkg/kubeapi"
 )
 
 // Answer is how a question was answered. "Cannot reach" is never "does not exist".
@@ -146,7 +144,7 @@ func (c Certificate) useless(now time.Time) bool {
 }
 
 func (n *Node) kubeletCertificate() Certificate {
-	conf, err := kubeapi.ReadKubeconfig(n.path(kubeletConf))
+	conf, err := n.kubeconfig(kubeletConf)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Certificate{Missing: true}
 	}

@@ -186,7 +186,7 @@ func (n *Node) etcdReady(ctx context.Context) error {
 
 // kubeletClient talks to the cluster as this machine's kubelet.
 func (n *Node) kubeletClient() (*kubeapi.Client, error) {
-	conf, err := kubeapi.ReadKubeconfig(n.path(kubeletConf))
+	conf, err := n.kubeconfig(kubeletConf)
 	if err != nil {
 		return nil, errors.New("the machine is no Node yet")
 	}

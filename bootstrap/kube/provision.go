@@ -155,7 +155,7 @@ func (n *Node) grant(ctx context.Context, c *kubeapi.Client, grants []grant, rev
 
 // adminClient talks to the cluster as kubeadm's administrator.
 func (n *Node) adminClient() (*kubeapi.Client, error) {
-	conf, err := kubeapi.ReadKubeconfig(n.path(adminConf))
+	conf, err := n.kubeconfig(adminConf)
 	if err != nil {
 		return nil, err
 	}

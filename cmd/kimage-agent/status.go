@@ -75,6 +75,9 @@ func showStatus(s bootstrap.Status) error {
 	}
 	if n := s.Node; n != nil {
 		fmt.Fprintf(w, "%s\t%s\tsince %s %s\n", n.Node, n.Phase, n.Since.Local().Format(time.DateTime), n.Why)
+		if n.Took != nil {
+			fmt.Fprintf(w, "\t\t%s\n", n.Took)
+		}
 	}
 	return w.Flush()
 }

@@ -1,0 +1,57 @@
+//go:build chaos
+
+package etcd
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestEtcdIdle: an agent whose etcd runs takes next to nothing for looking after
+// it, and after two others.
+func TestEtcdIdle(t *testing.T) {
+	const limit = 0.06 // % of a core; the rest of 0.2 is for what looks after the Node (TestIdle of package kube) and the balancer
+	c := newChaos(t, 2, programs(t))
+	for _, m := range c.machines {
+		m.Settled = 5 * time.Second // as on a node
+		c.tell(m)
+		c.boot(m)
+	}
+	for start := time.Now(); ; {
+		if ok, how := c.founded(); ok && strings.HasPrefix(how, "3 members") {
+			break
+		}
+		if time.Since(start) > time.Minute {
+			t.Fatal("nothing was founded")
+		}
+		c.wait(300 * time.Millisecond)
+	}
+	window, err := time.ParseDuration(os.Getenv("KIMAGE_WINDOW"))
+	if err != nil {
+		window = 30 * time.Second
+	}
+	used := func() (sum time.Duration) {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", c.machines[0].agent.Process.Pid))
+		c.must(err)
+		for _, file := range threads {
+			data, err := os.ReadFile(file)
+			c.must(err)
+			var ns int64
+			_, err = fmt.Sscan(string(data), &ns)
+			c.must(err)
+			sum += time.Duration(ns)
+		}
+		return sum
+	}
+	before, began := used(), time.Now()
+	time.Sleep(window)
+	percent := 100 * (used() - before).Seconds() / time.Since(began).Seconds()
+	t.Logf("%.4f %% of a core over %s", percent, window)
+	if percent > limit || percent == 0 {
+		t.Errorf("it takes %.4f %% of a core", percent)
+	}
+}
