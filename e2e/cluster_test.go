@@ -40,6 +40,7 @@ func TestTopology1(t *testing.T) {
 		t.Errorf("units failed:\n%s", failed)
 	}
 	t.Log(n.must("journalctl -u kimage-agent -o short-precise --no-pager", time.Minute))
+	n.timeline()
 	n.small()
 	n.reboot()
 	n.until(`"phase": "ready"`, "kimage-agent status --json || true", 8*time.Minute)
