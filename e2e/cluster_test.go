@@ -39,6 +39,7 @@ func TestTopology1(t *testing.T) {
 	if failed := n.must("systemctl --failed --no-legend --plain", time.Minute); failed != "" {
 		t.Errorf("units failed:\n%s", failed)
 	}
+	n.timeline()
 	n.small()
 	n.reboot()
 	n.until(`"phase": "ready"`, "kimage-agent status --json || true", 8*time.Minute)

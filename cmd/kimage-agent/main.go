@@ -53,6 +53,6 @@ func newRoot() *cobra.Command {
 				}
 				return err
 			}},
-		newStatus(), newBalance())
+		newStatus(), newTimeline(), newBalance())
 	return root
 }
