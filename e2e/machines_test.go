@@ -34,12 +34,13 @@ func enough(t *testing.T, machines int, target string) {
 }
 
 // routeOut gives a machine a default route through the card that leads nowhere,
-// as every Vagrant machine has one.
+// as every Vagrant machine has one. networkd is restarted, because networkctl
+// needs D-Bus, which is not up so early.
 const routeOut = `#cloud-config
 bootcmd:
 - - sh
   - -c
-  - printf '[Match]\nMACAddress=` + qemu.MAC + `\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\n' >/etc/systemd/network/50-nat.network && networkctl reload
+  - printf '[Match]\nMACAddress=` + qemu.MAC + `\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\n' >/etc/systemd/network/50-nat.network && systemctl restart systemd-networkd
 `
 
 // cluster is a topology of machines that were powered on together.
@@ -248,6 +249,7 @@ func (c *cluster) explain() {
 		return
 	}
 	const ask = `journalctl -u kimage-agent -o short-monotonic --no-pager | tail -n 40 | cut -c 1-300
+journalctl -u kimage-balancer -o short-monotonic --no-pager | tail -n 30 | cut -c 1-300
 crictl ps -a; free -m; uptime; systemctl --failed --no-legend
 journalctl -u kubelet -o short-monotonic --no-pager | tail -n 12 | cut -c 1-300
 for log in /var/log/pods/kube-system_kube-apiserver*/*/*.log; do tail -n 12 $log | cut -c 1-300; done`
