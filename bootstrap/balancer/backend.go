@@ -17,9 +17,14 @@ const (
 	timeout  = 1200 * time.Millisecond
 	patience = time.Second
 	retry    = 100 * time.Millisecond
-	// grace is more than timeout: a probe that hung since before another backend
-	// became ready ends, and one more is asked, before anything is closed.
-	grace = 1500 * time.Millisecond
+	// slower is by how much a time-out exceeds what answers take of late, if that is
+	// more than timeout: where every processor is emulated or overloaded a member that is
+	// taken for silent only makes the others slower.
+	slower     = 6
+	maxTimeout = 10 * time.Second
+	// beyond: a probe that hung since before another backend became ready ends, and
+	// one more is asked, before anything is closed.
+	beyond = 300 * time.Millisecond
 	// late: a probe that ends this long after its deadline says that this machine
 	// stood still, not the backend.
 	late = 250 * time.Millisecond
@@ -56,11 +61,11 @@ func (b *Balancer) watch(ctx context.Context, be *backend) {
 		case <-be.kick:
 		case <-timer.C:
 		}
-		began := time.Now()
-		h, why := p.probe(ctx, timeout)
-		if h != Ready && time.Since(began) > timeout+late {
+		began, limit := time.Now(), b.timeout()
+		h, why := p.probe(ctx, limit)
+		if h != Ready && time.Since(began) > limit+late {
 			began = time.Now()
-			h, why = p.probe(ctx, timeout)
+			h, why = p.probe(ctx, limit)
 		}
 		if ctx.Err() != nil {
 			return
@@ -73,6 +78,23 @@ func (b *Balancer) watch(ctx context.Context, be *backend) {
 	}
 }
 
+// timeout is how long a backend may take to answer.
+func (b *Balancer) timeout() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.pace.timeout()
+}
+
+// pace is how long answers take of late: an average, so that one that was late
+// does not count for much.
+type pace time.Duration
+
+func (p pace) and(answer time.Duration) pace { return p + (pace(answer)-p)/5 }
+
+func (p pace) timeout() time.Duration {
+	return min(max(timeout, slower*time.Duration(p)), maxTimeout)
+}
+
 // record takes in a probe's result and says when to ask again.
 func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (pause time.Duration, done bool) {
 	b.mu.Lock()
@@ -81,8 +103,11 @@ func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (p
 		b.forget(be)
 		return 0, true
 	}
-	was := be.state
-	be.state = be.state.observe(h, began, time.Now())
+	was, now := be.state, time.Now()
+	be.state = be.state.observe(h, began, now)
+	if h == Ready {
+		b.pace = b.pace.and(now.Sub(began))
+	}
 	if h != was.health {
 		b.logf("%s is %s%s", be.addr, h, why)
 	}
@@ -94,7 +119,7 @@ func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (p
 				o.probeNow()
 			}
 		}
-		b.giveUpAfter(grace)
+		b.giveUpAfter(b.pace.timeout() + beyond)
 		b.giveUp(time.Now())
 	}
 	if h != Ready {
@@ -137,7 +162,7 @@ func (b *Balancer) giveUpAfter(d time.Duration) {
 // giveUp closes the connections of backends that are given up; b.mu is held.
 func (b *Balancer) giveUp(now time.Time) {
 	states := b.states()
-	for _, i := range givenUp(states, now, b.config.CutUnready) {
+	for _, i := range givenUp(states, now, b.pace.timeout()+beyond, b.config.CutUnready) {
 		be := b.backends[i]
 		n := 0
 		for f := range be.flows {

@@ -52,6 +52,7 @@ type Balancer struct {
 	backends []*backend // in the order of preference among equals
 	clients  map[*flow]struct{}
 	turn     int
+	pace     pace
 	closed   bool
 }
 

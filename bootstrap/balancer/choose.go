@@ -77,7 +77,7 @@ func rotate(list []int, turn int) []int {
 // because its watches would be silent for as long as it is cut off. But while
 // a leader is elected no member serves, and after it not all begin at once:
 // therefore another must have served for grace.
-func givenUp(backends []state, now time.Time, cutUnready bool) (out []int) {
+func givenUp(backends []state, now time.Time, grace time.Duration, cutUnready bool) (out []int) {
 	serving, steady := false, false
 	for _, b := range backends {
 		if b.listed && b.health == Ready && now.Sub(b.answered) <= patience {

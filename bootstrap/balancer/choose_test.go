@@ -75,10 +75,10 @@ func TestGivenUp(t *testing.T) {
 		{"not asked yet", []state{ready(time.Hour), {listed: true, conns: 1}}, nil, nil},
 		{"two dead", []state{dead(time.Hour), ready(time.Hour), dead(time.Hour)}, []int{0, 2}, []int{0, 2}},
 	} {
-		if got := givenUp(c.backends, now, false); !slices.Equal(got, c.api) {
+		if got := givenUp(c.backends, now, grace, false); !slices.Equal(got, c.api) {
 			t.Errorf("%s: got %v, want %v", c.name, got, c.api)
 		}
-		if got := givenUp(c.backends, now, true); !slices.Equal(got, c.etcd) {
+		if got := givenUp(c.backends, now, grace, true); !slices.Equal(got, c.etcd) {
 			t.Errorf("%s, cutUnready: got %v, want %v", c.name, got, c.etcd)
 		}
 	}
@@ -116,6 +116,9 @@ func TestObserve(t *testing.T) {
 	}
 }
 
+// grace is what givenUp is given where answers are quick.
+const grace = timeout + beyond
+
 // TestLeftWithinTwoSeconds: the sum of the times is the promise.
 func TestLeftWithinTwoSeconds(t *testing.T) {
 	const promise, margin = 2 * time.Second, 250 * time.Millisecond
@@ -125,7 +128,36 @@ func TestLeftWithinTwoSeconds(t *testing.T) {
 	if worst := interval + patience + retry; worst > promise-margin {
 		t.Errorf("a refusing backend is given up after %v", worst)
 	}
-	if grace <= timeout {
-		t.Error("a probe that hung through an election is not asked again before its backend is given up")
+}
+
+func TestPace(t *testing.T) {
+	const usual, slow = 5 * time.Millisecond, 700 * time.Millisecond
+	p := pace(0)
+	for range 50 {
+		p = p.and(usual)
+	}
+	if got := p.timeout(); got != timeout {
+		t.Errorf("answers after %s: %s", usual, got)
+	}
+	if got := p.and(time.Second).timeout(); got > timeout+timeout/20 {
+		t.Errorf("after one late answer: %s", got)
+	}
+	for range 50 {
+		p = p.and(slow)
+	}
+	if got := p.timeout(); got < 5*slow || got > slower*slow {
+		t.Errorf("answers after %s: %s", slow, got)
+	}
+	for range 50 {
+		p = p.and(time.Minute)
+	}
+	if got := p.timeout(); got != maxTimeout {
+		t.Errorf("answers after a minute: %s", got)
+	}
+	for range 50 {
+		p = p.and(usual)
+	}
+	if got := p.timeout(); got != timeout {
+		t.Errorf("after it was slow: %s", got)
 	}
 }
