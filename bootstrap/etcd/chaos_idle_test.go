@@ -14,7 +14,8 @@ import (
 // TestEtcdIdle: an agent whose etcd runs takes next to nothing for looking after
 // it, and after two others.
 func TestEtcdIdle(t *testing.T) {
-	const limit = 0.06 // % of a core; the rest of 0.2 is for what looks after the Node (TestIdle of package kube) and the balancer
+	const limit = 0.06          // % of a core; the rest of 0.2 is for what looks after the Node (TestIdle of package kube) and the balancer
+	t.Setenv("GOMAXPROCS", "1") // as in the agent's unit
 	c := newChaos(t, 2, programs(t))
 	for _, m := range c.machines {
 		m.Settled = 5 * time.Second // as on a node

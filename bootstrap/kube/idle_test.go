@@ -112,7 +112,7 @@ func TestIdle(t *testing.T) {
 		t.Error("that is more than a second")
 	}
 	cmd := exec.Command("nsenter", "--all", "--target", c.firstProcess("m1"), "--", os.Args[0])
-	cmd.Env = append(os.Environ(), "KIMAGE_TEST_IDLE=1", "KIMAGE_TEST_MACHINE="+filepath.Join(c.dir, "m1/machine.json"))
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "KIMAGE_TEST_IDLE=1", "KIMAGE_TEST_MACHINE="+filepath.Join(c.dir, "m1/machine.json"))
 	out, err := cmd.CombinedOutput()
 	var percent float64
 	for line := range strings.Lines(string(out)) {
