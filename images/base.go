@@ -70,12 +70,12 @@ func (b *Builder) packagesBase(ctx context.Context) (base, error) {
 		return base{}, fmt.Errorf("%s cannot be made from packages: name an image with --base FILE or URL", b.os.Title)
 	}
 	recipe := []string{"base-2", b.config.Arch, b.config.AptMirror, b.os.inputs()}
-	dir, err := files.ReadDir("files/base")
+	dir, err := files.ReadDir("files/debian")
 	if err != nil {
 		return base{}, err
 	}
 	for _, f := range dir {
-		recipe = append(recipe, string(embedded("base/"+f.Name())))
+		recipe = append(recipe, string(embedded("debian/"+f.Name())))
 	}
 	entry, _, err := b.cache.Dir(ctx, "base", cache.Key(recipe...), func(ctx context.Context, dir string) error {
 		if b.config.Offline {

@@ -69,7 +69,7 @@ func (b packagesBase) make(ctx context.Context, file string) (packages []string,
 	volumeID := gpt.DeriveGUID("base-esp", b.os.Name)[:8]
 	subst := strings.NewReplacer("@ROOT_UUID@", rootUUID, "@ESP_UUID@", volumeID[:4]+"-"+volumeID[4:], "@TITLE@", b.os.Title)
 	tarball := filepath.Join(b.scratch, "root.tar")
-	if err := b.debootstrap(ctx, tarball, subst.Replace(string(embedded("base/grub-early.cfg")))); err != nil {
+	if err := b.debootstrap(ctx, tarball, subst.Replace(string(embedded("debian/grub-early.cfg")))); err != nil {
 		return nil, err
 	}
 	root, boot, err := b.unpack(tarball)
@@ -190,14 +190,14 @@ func (b packagesBase) configure(t *tree.Tree, subst *strings.Replacer) error {
 		}
 	}
 	files := map[string][]byte{
-		"boot/grub/grub.cfg":                          []byte(subst.Replace(string(embedded("base/grub.cfg")))),
-		"etc/fstab":                                   []byte(subst.Replace(string(embedded("base/fstab")))),
+		"boot/grub/grub.cfg":                          []byte(subst.Replace(string(embedded("debian/grub.cfg")))),
+		"etc/fstab":                                   []byte(subst.Replace(string(embedded("debian/fstab")))),
 		"etc/machine-id":                              nil,
 		"etc/hostname":                                []byte("localhost\n"),
-		"etc/cloud/cloud.cfg.d/90_kimage.cfg":         embedded("base/cloud.cfg"),
-		"etc/cloud/ds-identify.cfg":                   embedded("base/ds-identify.cfg"),
-		"etc/systemd/network/99-kimage-dhcp.network":  embedded("base/dhcp.network"),
-		"etc/systemd/system/kimage-host-keys.service": embedded("base/sshd-keys.service"),
+		"etc/cloud/cloud.cfg.d/90_kimage.cfg":         embedded("debian/cloud.cfg"),
+		"etc/cloud/ds-identify.cfg":                   embedded("debian/ds-identify.cfg"),
+		"etc/systemd/network/99-kimage-dhcp.network":  embedded("debian/dhcp.network"),
+		"etc/systemd/system/kimage-host-keys.service": embedded("debian/sshd-keys.service"),
 	}
 	for p, content := range files {
 		if _, exists := t.Lookup(p); exists {
