@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
-	"github.com/kimage-project/kimage/pkg/cache"
+	"github.com/kimage-project/kimage/pkg/need"
 	"github.com/kimage-project/kimage/pkg/pki"
 )
 
@@ -64,25 +64,11 @@ func TestInitLock(t *testing.T) {
 // certificates.
 func serveEtcd(t *testing.T) (endpoint, pki string) {
 	t.Helper()
-	store, err := cache.Open("", t.Logf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	programs := map[string]string{}
-	for _, name := range []string{"etcd", "etcdctl"} {
-		found, _ := filepath.Glob(filepath.Join(store.Root, "entries/program/*", name))
-		if len(found) == 0 && os.Getenv("CI") != "" {
-			t.Fatalf("no %s in the cache: a bake from source puts it there", name)
-		} else if len(found) == 0 {
-			t.Skipf("no %s in the cache: kimage build --components source puts it there", name)
-		}
-		programs[name] = found[0]
-	}
-	t.Setenv("PATH", filepath.Dir(programs["etcdctl"])+":"+os.Getenv("PATH"))
+	t.Setenv("PATH", filepath.Dir(need.Built(t, "etcdctl"))+":"+os.Getenv("PATH"))
 	dir := t.TempDir()
 	issueEtcd(t, dir)
 	address := freeAddress(t)
-	cmd := exec.Command(programs["etcd"], "--data-dir="+filepath.Join(dir, "data"), "--listen-client-urls=https://"+address, "--advertise-client-urls=https://"+address,
+	cmd := exec.Command(need.Built(t, "etcd"), "--data-dir="+filepath.Join(dir, "data"), "--listen-client-urls=https://"+address, "--advertise-client-urls=https://"+address,
 		"--listen-peer-urls=http://"+freeAddress(t), "--client-cert-auth", "--trusted-ca-file="+filepath.Join(dir, nodeconf.EtcdCA+".crt"),
 		"--cert-file="+filepath.Join(dir, "server.crt"), "--key-file="+filepath.Join(dir, "server.key"), "--unsafe-no-fsync", "--log-level=error")
 	if err := cmd.Start(); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/kimage-project/kimage/pkg/need"
 	"github.com/kimage-project/kimage/pkg/run"
 )
 
@@ -69,12 +70,8 @@ func (c *console) clear() {
 // newConsole runs agetty as on a serial console, with /run and /etc of its own.
 func newConsole(t *testing.T) *console {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("a /run of its own needs root")
-	}
-	if _, err := exec.LookPath("agetty"); err != nil {
-		t.Skip(err)
-	}
+	need.Root(t, "a /run of its own")
+	need.Program(t, "agetty", "util-linux")
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)

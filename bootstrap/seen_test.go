@@ -15,6 +15,7 @@ import (
 
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
 	"github.com/kimage-project/kimage/bootstrap/peer"
+	"github.com/kimage-project/kimage/pkg/need"
 )
 
 func TestOverall(t *testing.T) {
@@ -68,9 +69,7 @@ func TestPhasesAreHeard(t *testing.T) {
 
 // TestDiskFull fills a real file system.
 func TestDiskFull(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	need.Root(t, "a mount")
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8m,nr_inodes=200"); err != nil {
 		t.Fatal(err)

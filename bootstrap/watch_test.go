@@ -2,7 +2,6 @@ package bootstrap
 
 import (
 	"context"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -12,14 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+	"github.com/kimage-project/kimage/pkg/need"
 )
 
 // TestWatch: what is wrong with the machine is in its phase, before any part
 // has said what it waits for, and goes with its cause.
 func TestWatch(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("a machine without a network needs root")
-	}
+	need.Root(t, "a machine without a network")
 	// Never unlocked: the thread ends with the test, and its namespace with it.
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {

@@ -58,25 +58,23 @@ func (b *Builder) containerImages(ctx context.Context, set *components.Set) (ima
 		kind, key = "images", []string{"images-1"}
 		b.report.Logf("containerd %s: its image store is not known to this kimage, so a node imports its images at first boot, which takes a minute or more", set.Versions["containerd"])
 	}
+	var named []oci.Named
 	for _, i := range set.Images {
 		key = append(key, i.Ref, i.ManifestDigest)
+		named = append(named, oci.Named{Ref: i.Ref, Layout: i.Layout})
 	}
 	var err error
 	im.entry, _, err = b.cache.Dir(ctx, kind, cache.Key(key...), func(ctx context.Context, dir string) error {
-		for _, i := range set.Images {
+		for _, i := range named {
 			if err := b.cache.Verify(ctx, i.Layout); err != nil {
 				return err
 			}
 		}
 		if im.archive {
-			return writeArchive(ctx, filepath.Join(dir, archiveFile), set)
+			return writeArchive(ctx, filepath.Join(dir, archiveFile), named)
 		}
 		defer b.report.Step("unpacking container images")()
-		var all []imagestore.Image
-		for _, i := range set.Images {
-			all = append(all, imagestore.Image{Ref: i.Ref, Layout: i.Layout})
-		}
-		return imagestore.Write(ctx, all, imagestore.Config{Directory: dir, UnixTime: unixTime, Pinned: true})
+		return imagestore.Write(ctx, named, imagestore.Config{Directory: dir, UnixTime: unixTime, Pinned: true})
 	})
 	if err != nil {
 		return im, err
@@ -94,11 +92,7 @@ func (b *Builder) containerImages(ctx context.Context, set *components.Set) (ima
 	return im, err
 }
 
-func writeArchive(ctx context.Context, file string, set *components.Set) error {
-	var named []oci.Named
-	for _, i := range set.Images {
-		named = append(named, oci.Named{Ref: i.Ref, Layout: i.Layout})
-	}
+func writeArchive(ctx context.Context, file string, named []oci.Named) error {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err

@@ -244,7 +244,8 @@ func (d *disk) finishKIMAGE(ctx context.Context, m manifest) error {
 		return err
 	}
 	v := d.volume()
-	if err := v.Add(ctx, t, ext4.Listing{"extensions": fs.ModeDir}, d.scratch); err != nil {
+	have := ext4.Listing{"extensions": fs.ModeDir} // since addPayload
+	if err := v.Add(ctx, t, have, d.scratch); err != nil {
 		return fmt.Errorf("filling the data partition: %w", err)
 	}
 	return v.Check(ctx)

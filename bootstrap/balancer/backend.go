@@ -17,8 +17,8 @@ const (
 	timeout  = 1200 * time.Millisecond
 	patience = time.Second
 	retry    = 100 * time.Millisecond
-	// slower is by how much a time-out exceeds what answers take of late, if that is
-	// more than timeout: where every processor is emulated or overloaded a member that is
+	// A time-out is slower times what answers take of late, if that is more than
+	// timeout, and at most maxTimeout: where every processor is emulated or overloaded a member that is
 	// taken for silent only makes the others slower.
 	slower     = 6
 	maxTimeout = 10 * time.Second

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/kimage-project/kimage/pkg/run"
+	"github.com/kimage-project/kimage/pkg/need"
 )
 
 func mounted() error { return nil }
@@ -127,12 +127,7 @@ func TestToldIsDurable(t *testing.T) {
 		os.Stdout.WriteString("TOLD\n")
 		return
 	}
-	if _, err := run.Find("strace"); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%v: apt-get install strace", err)
-		}
-		t.Skipf("%v: apt-get install strace", err)
-	}
+	need.Program(t, "strace", "strace")
 	dir := t.TempDir()
 	log := filepath.Join(t.TempDir(), "strace")
 	cmd := exec.Command("strace", "-f", "-y", "-s", "8", "-e", "trace=fsync,fdatasync,rename,renameat,renameat2,write", "-o", log, os.Args[0], "-test.run=^TestToldIsDurable$")

@@ -2,12 +2,12 @@ package etcd
 
 import (
 	"context"
-	"os"
 	"path/filepath"
 	"regexp"
 	"testing"
 	"time"
 
+	"github.com/kimage-project/kimage/pkg/need"
 	"github.com/kimage-project/kimage/pkg/run"
 )
 
@@ -16,12 +16,7 @@ import (
 func spin(t *testing.T, most string, macros ...string) string {
 	t.Helper()
 	for _, program := range []string{"spin", "gcc"} {
-		if _, err := run.Find(program); err != nil {
-			if os.Getenv("CI") != "" {
-				t.Fatalf("%v: apt-get install spin gcc", err)
-			}
-			t.Skipf("%v: apt-get install spin gcc", err)
-		}
+		need.Program(t, program, "spin gcc")
 	}
 	model, err := filepath.Abs("founding.pml")
 	if err != nil {

@@ -1,7 +1,6 @@
 package nic
 
 import (
-	"os"
 	"os/exec"
 	"runtime"
 	"strconv"
@@ -10,15 +9,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kimage-project/kimage/pkg/need"
 )
 
 // wire is two machines on one wire: this test's thread is on the one, and the
 // other is a namespace of its own.
 func wire(t *testing.T) (here, there func(script string)) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("network namespaces need root")
-	}
+	need.Root(t, "a network namespace")
 	// Never unlocked: the thread ends with the test, and its namespace with it.
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {

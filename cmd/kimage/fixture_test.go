@@ -24,6 +24,7 @@ import (
 	"github.com/kimage-project/kimage/images/components"
 	"github.com/kimage-project/kimage/pkg/ext4"
 	"github.com/kimage-project/kimage/pkg/gpt"
+	"github.com/kimage-project/kimage/pkg/need"
 	"github.com/kimage-project/kimage/pkg/oci"
 	"github.com/kimage-project/kimage/pkg/sparse"
 	"github.com/kimage-project/kimage/pkg/tree"
@@ -215,12 +216,10 @@ func writeImage(dir, ref string) error {
 	return nil
 }
 
-// asRoot skips a test that makes namespaces on a machine where it cannot. CI can.
+// asRoot is for a test that makes namespaces.
 func asRoot(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 && os.Getenv("CI") == "" {
-		t.Skip("needs root, to make namespaces")
-	}
+	need.Root(t, "a namespace")
 }
 
 // command is kimage as a child process.

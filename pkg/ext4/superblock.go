@@ -3,7 +3,8 @@
 //
 // A new filesystem is an empty one from mke2fs with every option spelled out;
 // its content, like every edit of an existing filesystem, is a script for
-// debugfs. debugfs exits with 0 whatever happens, so its messages are parsed
+// debugfs. Of large files, and of many, that allocates the blocks, and what is in
+// them is written directly. debugfs exits with 0 whatever happens, so its messages are parsed
 // and e2fsck -fn has the last word. Before the first write to a filesystem that
 // somebody else made, its superblock is read: features that debugfs does not
 // keep up to date are refused, and a pending journal is replayed by e2fsck.

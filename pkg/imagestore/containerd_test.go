@@ -20,30 +20,10 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"golang.org/x/sys/unix"
 
+	"github.com/kimage-project/kimage/pkg/need"
+	"github.com/kimage-project/kimage/pkg/oci"
 	"github.com/kimage-project/kimage/pkg/tree"
 )
-
-// built is a program that a bake from source left in the cache; without it the
-// test judges nothing, which only CI minds.
-func built(t *testing.T, program string) string {
-	t.Helper()
-	cache := os.Getenv("KIMAGE_CACHE")
-	if cache == "" {
-		dir, err := os.UserCacheDir()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cache = filepath.Join(dir, "kimage")
-	}
-	found, _ := filepath.Glob(filepath.Join(cache, "entries/program/*", program))
-	if len(found) == 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("no %s in %s: a bake (make image) puts it there", program, cache)
-		}
-		t.Skipf("no %s in %s: a bake (make image) puts it there", program, cache)
-	}
-	return found[0]
-}
 
 // daemon is a containerd of its own.
 type daemon struct {
@@ -56,7 +36,7 @@ type daemon struct {
 func start(t *testing.T, root string) *daemon {
 	t.Helper()
 	state := t.TempDir()
-	d := &daemon{t, root, filepath.Join(state, "s"), built(t, "ctr"), built(t, "crictl")}
+	d := &daemon{t, root, filepath.Join(state, "s"), need.Built(t, "ctr"), need.Built(t, "crictl")}
 	config := fmt.Sprintf("version = 3\nroot = '%s'\nstate = '%s'\n[grpc]\naddress = '%s'\n[ttrpc]\naddress = '%s.ttrpc'\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nconf_dir = '%s'\n",
 		root, state+"/run", d.socket, d.socket, state)
 	file := filepath.Join(state, "config.toml")
@@ -64,9 +44,9 @@ func start(t *testing.T, root string) *daemon {
 		t.Fatal(err)
 	}
 	var log bytes.Buffer
-	cmd := exec.Command(built(t, "containerd"), "--config", file)
+	cmd := exec.Command(need.Built(t, "containerd"), "--config", file)
 	cmd.Stdout, cmd.Stderr = &log, &log
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(built(t, "containerd-shim-runc-v2"))+":"+filepath.Dir(built(t, "runc"))+":"+os.Getenv("PATH"))
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(need.Built(t, "containerd-shim-runc-v2"))+":"+filepath.Dir(need.Built(t, "runc"))+":"+os.Getenv("PATH"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -166,7 +146,7 @@ func registry(t *testing.T) (address string, log func() string) {
 	}
 }
 
-func push(t *testing.T, im Image) {
+func push(t *testing.T, im oci.Named) {
 	t.Helper()
 	ref, err := name.ParseReference(im.Ref)
 	if err != nil {
@@ -276,9 +256,8 @@ func (d *daemon) seen(ref string) map[string]string {
 // container the same files as when it pulls them from a real registry, fetches no
 // layer of theirs again, and its garbage collector spares them.
 func TestContainerd(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
+	need.Root(t, "containerd")
+	need.Program(t, "docker-registry", "docker-registry")
 	address, asked := registry(t)
 	images := twoImages(t)
 	for i, r := range []string{"two:2", "one:1"} {

@@ -15,11 +15,13 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kimage-project/kimage/pkg/oci"
 )
 
 // image stores one image: its layers as snapshots, its config and manifest as
 // content, its name.
-func (s *store) image(ctx context.Context, im Image) error {
+func (s *store) image(ctx context.Context, im oci.Named) error {
 	var index ocispec.Index
 	data, err := os.ReadFile(filepath.Join(im.Layout, "index.json"))
 	if err != nil {

@@ -30,6 +30,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kimage-project/kimage/pkg/cache"
+	"github.com/kimage-project/kimage/pkg/oci"
 	"github.com/kimage-project/kimage/pkg/tree"
 )
 
@@ -55,12 +56,6 @@ const (
 // containerd reads and writes.
 func Supported(containerd string) bool {
 	return strings.HasPrefix(containerd, "v2.4.")
-}
-
-// Image is one image of the store.
-type Image struct {
-	Ref    string // registry/repository:tag
-	Layout string // directory with an OCI layout of this image
 }
 
 // Config says how a store is made.
@@ -89,7 +84,7 @@ type entry struct {
 }
 
 // Write makes a store of images in c.Directory.
-func Write(ctx context.Context, images []Image, c Config) (err error) {
+func Write(ctx context.Context, images []oci.Named, c Config) (err error) {
 	data, err := os.OpenFile(filepath.Join(c.Directory, dataFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
@@ -102,7 +97,7 @@ func Write(ctx context.Context, images []Image, c Config) (err error) {
 	defer db.close()
 	s := &store{c: c, data: data, db: db, layers: map[digest.Digest]*layer{}}
 	s.add(entry{Path: contentDir + "/ingest", Mode: fs.ModeDir | 0o755})
-	images = slices.SortedFunc(slices.Values(images), func(a, b Image) int { return strings.Compare(a.Ref, b.Ref) })
+	images = slices.SortedFunc(slices.Values(images), func(a, b oci.Named) int { return strings.Compare(a.Ref, b.Ref) })
 	for _, im := range images {
 		if err := s.image(ctx, im); err != nil {
 			return fmt.Errorf("storing image %s: %w", im.Ref, err)

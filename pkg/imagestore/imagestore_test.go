@@ -50,17 +50,17 @@ func files(t *testing.T, entries ...tree.Entry) *tree.Tree {
 	return tr
 }
 
-func twoImages(t *testing.T) []Image {
+func twoImages(t *testing.T) []oci.Named {
 	t.Helper()
 	base := files(t, tree.Entry{Path: "etc", Mode: fs.ModeDir | 0o700, UID: 3, Xattrs: map[string]string{"user.kept": "yes"}}, tree.Entry{Path: "etc/passwd", Mode: 0o644},
 		tree.Entry{Path: "bin/su", Mode: 0o755 | fs.ModeSetuid, Xattrs: map[string]string{"security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00" + strings.Repeat("\x00", 12)}},
 		tree.Entry{Path: "bin/again", Hard: true, Target: "bin/su"}, tree.Entry{Path: "lib", Mode: fs.ModeSymlink | 0o777, Target: "usr/lib"}, tree.Entry{Path: "var/old/file", Mode: 0o600, GID: 7})
 	one := files(t, tree.Entry{Path: "etc/shadow", Mode: 0o600}, tree.Entry{Path: "etc/.wh.passwd", Mode: 0o644}, tree.Entry{Path: "var/.wh..wh..opq", Mode: 0o644}, tree.Entry{Path: "var/new", Mode: 0o644})
 	two := files(t, tree.Entry{Path: "program", Mode: 0o755})
-	return []Image{{"registry.example/two:2", layout(t, base, two)}, {"registry.example/one:1", layout(t, base, one)}}
+	return []oci.Named{{Ref: "registry.example/two:2", Layout: layout(t, base, two)}, {Ref: "registry.example/one:1", Layout: layout(t, base, one)}}
 }
 
-func write(t *testing.T, images []Image) string {
+func write(t *testing.T, images []oci.Named) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := Write(t.Context(), images, Config{Directory: dir, UnixTime: unixTime, Pinned: true}); err != nil {

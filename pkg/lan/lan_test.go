@@ -5,11 +5,12 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/kimage-project/kimage/pkg/need"
 )
 
 // machine is one that speaks QEMU's framing.
@@ -190,12 +191,7 @@ func TestQEMU(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a virtual machine's firmware takes seconds")
 	}
-	qemu, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil && os.Getenv("CI") == "" {
-		t.Skip(err)
-	} else if err != nil {
-		t.Fatal(err)
-	}
+	qemu := need.Program(t, "qemu-system-x86_64", "qemu-system-x86")
 	_, sockets := network(t, "machine", "us")
 	us := plugIn(t, sockets[1], 9)
 	cmd := exec.Command(qemu, "-accel", "tcg", "-nodefaults", "-display", "none", "-boot", "n", "-m", "64",

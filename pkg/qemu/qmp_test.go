@@ -6,14 +6,14 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/kimage-project/kimage/pkg/need"
 )
 
 // TestMonitor: a machine is paused, copied and resumed. It has no operating
 // system: its firmware looks for one for ever.
 func TestMonitor(t *testing.T) {
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil && os.Getenv("CI") == "" {
-		t.Skip(err)
-	}
+	need.Program(t, "qemu-system-x86_64", "qemu-system-x86")
 	dir := t.TempDir()
 	image := filepath.Join(dir, "image.raw")
 	if err := os.WriteFile(image, make([]byte, 1<<20), 0o600); err != nil {
