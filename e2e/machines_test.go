@@ -250,6 +250,7 @@ func (c *cluster) explain() {
 	}
 	const ask = `journalctl -u kimage-agent -o short-monotonic --no-pager | tail -n 40 | cut -c 1-300
 journalctl -u kimage-balancer -o short-monotonic --no-pager | tail -n 30 | cut -c 1-300
+` + cpuByUnit + `
 crictl ps -a; free -m; uptime; systemctl --failed --no-legend
 journalctl -u kubelet -o short-monotonic --no-pager | tail -n 12 | cut -c 1-300
 for log in /var/log/pods/kube-system_kube-apiserver*/*/*.log; do tail -n 12 $log | cut -c 1-300; done`

@@ -13,7 +13,7 @@ import (
 
 // TestTopology3: three machines, all etcd members and workers, two of them
 // masters, power on together and become a cluster; nobody runs a command.
-func TestTopology3(t *testing.T) { topology(t, "3", 3, "make e2e", 30*time.Minute) }
+func TestTopology3(t *testing.T) { topology(t, "3", 3, "make e2e", 45*time.Minute) }
 
 // TestTopology6: two masters that are workers, a worker, three etcd members.
 func TestTopology6(t *testing.T) { topology(t, "6", 6, "make e2e-all", 60*time.Minute) }

@@ -18,10 +18,15 @@ const (
 	patience = time.Second
 	retry    = 100 * time.Millisecond
 	// A time-out is slower times what answers take of late, if that is more than
-	// timeout, and at most maxTimeout: where every processor is emulated or overloaded a member that is
-	// taken for silent only makes the others slower.
+	// timeout, and at most maxTimeout: where every processor is emulated or
+	// overloaded, connections that are made again only make all slower.
 	slower     = 6
 	maxTimeout = 10 * time.Second
+	// What may still answer is given up after slowest times the longest answer of
+	// late, if that is more than patience. It counts less from answer to answer: with
+	// six answers a second, a third of it is left after 45 s.
+	slowest = 3
+	fade    = 256
 	// beyond: a probe that hung since before another backend became ready ends, and
 	// one more is asked, before anything is closed.
 	beyond = 300 * time.Millisecond
@@ -95,6 +100,33 @@ func (p pace) timeout() time.Duration {
 	return min(max(timeout, slower*time.Duration(p)), maxTimeout)
 }
 
+// peak is the longest that an answer took of late. What is counted begins with
+// the longest that counts, because the time after a start is the busiest.
+type peak time.Duration
+
+const maxPeak = peak(maxTimeout) / slowest
+
+func (p peak) and(answer time.Duration) peak {
+	return min(max(peak(answer), p-(p-peak(answer))/fade), maxPeak)
+}
+
+func (p peak) late() time.Duration { return max(patience, slowest*time.Duration(p)) }
+
+// answered takes in how long an answer took; b.mu is held. Of a backend that
+// failed for a while that is all the time since: it was late, unless it was out for
+// longer than anything is waited for.
+func (b *Balancer) answered(was state, took time.Duration, now time.Time) {
+	b.pace = b.pace.and(took)
+	if !was.failing.IsZero() && now.Sub(was.failing) < 2*maxTimeout {
+		took = now.Sub(was.failing)
+	}
+	b.peak = b.peak.and(took)
+}
+
+func (b *Balancer) limits() limits {
+	return limits{late: b.peak.late(), grace: b.pace.timeout() + beyond}
+}
+
 // record takes in a probe's result and says when to ask again.
 func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (pause time.Duration, done bool) {
 	b.mu.Lock()
@@ -106,7 +138,7 @@ func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (p
 	was, now := be.state, time.Now()
 	be.state = be.state.observe(h, began, now)
 	if h == Ready {
-		b.pace = b.pace.and(now.Sub(began))
+		b.answered(was, now.Sub(began), now)
 	}
 	if h != was.health {
 		b.logf("%s is %s%s", be.addr, h, why)
@@ -119,7 +151,7 @@ func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (p
 				o.probeNow()
 			}
 		}
-		b.giveUpAfter(b.pace.timeout() + beyond)
+		b.giveUpAfter(b.limits().grace)
 		b.giveUp(time.Now())
 	}
 	if h != Ready {
@@ -162,7 +194,7 @@ func (b *Balancer) giveUpAfter(d time.Duration) {
 // giveUp closes the connections of backends that are given up; b.mu is held.
 func (b *Balancer) giveUp(now time.Time) {
 	states := b.states()
-	for _, i := range givenUp(states, now, b.pace.timeout()+beyond, b.config.CutUnready) {
+	for _, i := range givenUp(states, now, b.limits(), b.config.CutUnready) {
 		be := b.backends[i]
 		n := 0
 		for f := range be.flows {

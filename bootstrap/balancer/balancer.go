@@ -7,7 +7,8 @@
 // ready backend that has the fewest, and one that is dead, or not ready, gets
 // none within two seconds. Its connections are closed as well when it is dead,
 // since clients notice only after most of a minute - but only while another
-// backend is ready to take them. Nothing else closes a connection: not a new
+// backend is ready to take them, and if it may only be slow, after as long as
+// answers take here when all are slow, at most ten seconds. Nothing else closes a connection: not a new
 // list of backends, and not the death of another one.
 //
 // It does not find out who the backends are (see node.go for the files it goes
@@ -53,6 +54,7 @@ type Balancer struct {
 	clients  map[*flow]struct{}
 	turn     int
 	pace     pace
+	peak     peak
 	closed   bool
 }
 
@@ -67,7 +69,7 @@ func New(c Config) (*Balancer, error) {
 	if c.Logf == nil {
 		c.Logf = func(string, ...any) {}
 	}
-	b := &Balancer{config: c, clients: map[*flow]struct{}{}}
+	b := &Balancer{config: c, clients: map[*flow]struct{}{}, peak: maxPeak}
 	b.logf = func(format string, args ...any) { c.Logf("%s: "+format, append([]any{c.Listen}, args...)...) }
 	var err error
 	if b.listener, err = listen(c.Listen, b.logf); err != nil {

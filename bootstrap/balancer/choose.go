@@ -13,10 +13,13 @@ const (
 	Unknown Health = iota // not asked yet
 	Ready                 // answered 200
 	Unready               // spoke TLS, and answered something else or nothing
-	Dead                  // no TLS: refused, silent, or the certificate of somebody else
+	Late                  // accepted the connection, and spoke no TLS in time
+	Dead                  // no connection: refused, silent, or the certificate of somebody else
 )
 
-func (h Health) String() string { return [...]string{"unknown", "ready", "not ready", "dead"}[h] }
+func (h Health) String() string {
+	return [...]string{"unknown", "ready", "not ready", "late", "dead"}[h]
+}
 
 // state is what counts of one backend when a connection is placed or given up.
 type state struct {
@@ -29,10 +32,11 @@ type state struct {
 	answered, ready time.Time
 	failing         time.Time // start of the first of the failed probes in a row
 	dead            time.Time // start of the first of the probes in a row that found it dead
+	mute            time.Time // start of the first of the probes in a row that found it late or dead
 }
 
 // order lists the backends that a new connection tries, best first. Without a
-// ready one all are tried, those that speak TLS before the dead, and turn
+// ready one all are tried, those that speak TLS before the others, and turn
 // moves on who begins: a probe can be wrong, and a refusal helps nobody.
 func order(backends []state, turn int) []int {
 	var ready, unready, dead []int
@@ -41,7 +45,7 @@ func order(backends []state, turn int) []int {
 		case !b.listed:
 		case b.health == Ready:
 			ready = append(ready, i)
-		case b.health == Dead:
+		case b.health == Dead, b.health == Late:
 			dead = append(dead, i)
 		default:
 			unready = append(unready, i)
@@ -68,27 +72,40 @@ func rotate(list []int, turn int) []int {
 	return slices.Concat(list[n:], list[:n])
 }
 
+// limits is how long what fails may do so before its connections are closed.
+type limits struct {
+	late time.Duration // what may still answer, only later than in time
+	// grace is how long another must have served before what is not ready is left.
+	grace time.Duration
+}
+
 // givenUp lists the backends whose connections are closed now: those that are
 // dead for patience while another serves. Without such another, closing gains
 // nothing: it may be this machine that is cut off, or stood still.
+//
+// One that accepts connections and does not answer may be frozen, or have more to
+// do than it can. It is given the time that answers needed when they were slowest
+// of late, because whoever is sent away comes back with handshakes, and makes it
+// slower.
 //
 // An API server that merely is not ready keeps its connections, because it
 // ends them itself; a member of etcd without a leader (cutUnready) does not,
 // because its watches would be silent for as long as it is cut off. But while
 // a leader is elected no member serves, and after it not all begin at once:
 // therefore another must have served for grace.
-func givenUp(backends []state, now time.Time, grace time.Duration, cutUnready bool) (out []int) {
+func givenUp(backends []state, now time.Time, limit limits, cutUnready bool) (out []int) {
 	serving, steady := false, false
 	for _, b := range backends {
 		if b.listed && b.health == Ready && now.Sub(b.answered) <= patience {
 			serving = true
-			steady = steady || now.Sub(b.ready) >= grace
+			steady = steady || now.Sub(b.ready) >= limit.grace
 		}
 	}
-	over := func(since time.Time) bool { return !since.IsZero() && now.Sub(since) >= patience }
+	over := func(since time.Time, d time.Duration) bool { return !since.IsZero() && now.Sub(since) >= d }
 	for i, b := range backends {
-		leaderless := steady && (cutUnready || !b.listed) && over(b.failing)
-		if b.conns > 0 && (serving && over(b.dead) || leaderless) {
+		leaderless := steady && (cutUnready || !b.listed) && over(b.failing, limit.late)
+		silent := over(b.dead, patience) || over(b.mute, limit.late)
+		if b.conns > 0 && (serving && silent || leaderless) {
 			out = append(out, i)
 		}
 	}
@@ -108,11 +125,19 @@ func (s state) observe(h Health, began, ended time.Time) state {
 	} else if s.failing.IsZero() {
 		s.failing = began
 	}
-	if h != Dead {
-		s.dead = time.Time{}
-	} else if s.dead.IsZero() {
-		s.dead = began
-	}
+	s.dead = since(s.dead, h == Dead, began)
+	s.mute = since(s.mute, h == Dead || h == Late, began)
 	s.health = h
 	return s
+}
+
+// since is when something began that is so from began on, if it was not so before.
+func since(before time.Time, is bool, began time.Time) time.Time {
+	switch {
+	case !is:
+		return time.Time{}
+	case before.IsZero():
+		return began
+	}
+	return before
 }

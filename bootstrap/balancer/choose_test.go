@@ -46,6 +46,9 @@ func TestGivenUp(t *testing.T) {
 	dead := func(d time.Duration) state {
 		return state{health: Dead, listed: true, conns: 1, failing: ago(d), dead: ago(d)}
 	}
+	late := func(d time.Duration) state {
+		return state{health: Late, listed: true, conns: 1, failing: ago(d), mute: ago(d)}
+	}
 	unlisted := func(s state) state { s.listed = false; return s }
 	idle := func(s state) state { s.conns = 0; return s }
 	silent := ready(time.Hour) // its next answer is overdue
@@ -60,25 +63,28 @@ func TestGivenUp(t *testing.T) {
 		{"dead for a moment", []state{ready(time.Hour), dead(patience - 1)}, nil, nil},
 		{"dead, another only just ready", []state{ready(0), dead(time.Hour)}, []int{1}, []int{1}},
 		{"dead, another silent of late", []state{silent, dead(time.Hour)}, nil, nil},
+		{"late, another ready", []state{ready(time.Hour), late(latest)}, []int{1}, []int{1}},
+		{"late for less than others were", []state{ready(time.Hour), late(latest - 1)}, nil, nil},
+		{"late, nobody ready", []state{late(time.Hour), late(time.Hour)}, nil, nil},
 		{"all dead", []state{dead(time.Hour), dead(time.Hour)}, nil, nil},
 		{"dead, another not ready", []state{unready(time.Hour), dead(time.Hour)}, nil, nil},
 		{"not ready", []state{ready(time.Hour), unready(time.Hour)}, nil, []int{1}},
-		{"not ready for a moment", []state{ready(time.Hour), unready(patience - 1)}, nil, nil},
+		{"not ready for a moment", []state{ready(time.Hour), unready(latest - 1)}, nil, nil},
 		{"not ready, another ready for less than grace", []state{ready(grace - 1), unready(time.Hour)}, nil, nil},
 		{"not ready, another ready for grace", []state{ready(grace), unready(time.Hour)}, nil, []int{1}},
 		{"not ready, another silent of late", []state{silent, unready(time.Hour)}, nil, nil},
 		{"not ready for long, dead for a moment", []state{ready(time.Hour), justDead}, nil, []int{1}},
 		{"not listed and ready", []state{ready(time.Hour), unlisted(ready(time.Hour))}, nil, nil},
-		{"not listed and not ready", []state{ready(time.Hour), unlisted(unready(patience))}, []int{1}, []int{1}},
+		{"not listed and not ready", []state{ready(time.Hour), unlisted(unready(latest))}, []int{1}, []int{1}},
 		{"the ready one is not listed", []state{unlisted(ready(time.Hour)), dead(time.Hour)}, nil, nil},
 		{"no connections", []state{ready(time.Hour), idle(dead(time.Hour))}, nil, nil},
 		{"not asked yet", []state{ready(time.Hour), {listed: true, conns: 1}}, nil, nil},
 		{"two dead", []state{dead(time.Hour), ready(time.Hour), dead(time.Hour)}, []int{0, 2}, []int{0, 2}},
 	} {
-		if got := givenUp(c.backends, now, grace, false); !slices.Equal(got, c.api) {
+		if got := givenUp(c.backends, now, limits{latest, grace}, false); !slices.Equal(got, c.api) {
 			t.Errorf("%s: got %v, want %v", c.name, got, c.api)
 		}
-		if got := givenUp(c.backends, now, grace, true); !slices.Equal(got, c.etcd) {
+		if got := givenUp(c.backends, now, limits{latest, grace}, true); !slices.Equal(got, c.etcd) {
 			t.Errorf("%s, cutUnready: got %v, want %v", c.name, got, c.etcd)
 		}
 	}
@@ -88,27 +94,28 @@ func TestObserve(t *testing.T) {
 	at := func(ms int64) time.Time { return time.UnixMilli(ms) }
 	s := state{}
 	for _, step := range []struct {
-		h                    Health
-		began, ended         int64
-		ready, failing, dead int64 // 0: zero
+		h                          Health
+		began, ended               int64
+		ready, failing, dead, mute int64 // 0: zero
 	}{
-		{Unready, 100, 200, 0, 100, 0},
-		{Dead, 300, 400, 0, 100, 300},
-		{Dead, 500, 600, 0, 100, 300},
-		{Unready, 700, 800, 0, 100, 0},
-		{Ready, 900, 2000, 2000, 0, 0}, // hung through an election
-		{Ready, 2500, 2510, 2000, 0, 0},
-		{Dead, 3010, 4210, 2000, 3010, 3010},
-		{Ready, 4300, 4310, 4310, 0, 0},
-		{Ready, 4810, 5310, 4310, 0, 0},
-		{Ready, 5810, 6320, 6320, 0, 0}, // silent for more than patience
+		{Unready, 100, 200, 0, 100, 0, 0},
+		{Dead, 300, 400, 0, 100, 300, 300},
+		{Dead, 500, 600, 0, 100, 300, 300},
+		{Late, 610, 690, 0, 100, 0, 300},
+		{Unready, 700, 800, 0, 100, 0, 0},
+		{Ready, 900, 2000, 2000, 0, 0, 0}, // hung through an election
+		{Ready, 2500, 2510, 2000, 0, 0, 0},
+		{Dead, 3010, 4210, 2000, 3010, 3010, 3010},
+		{Ready, 4300, 4310, 4310, 0, 0, 0},
+		{Ready, 4810, 5310, 4310, 0, 0, 0},
+		{Ready, 5810, 6320, 6320, 0, 0, 0}, // silent for more than patience
 	} {
 		s = s.observe(step.h, at(step.began), at(step.ended))
 		for _, c := range []struct {
 			name string
 			got  time.Time
 			want int64
-		}{{"ready", s.ready, step.ready}, {"failing", s.failing, step.failing}, {"dead", s.dead, step.dead}} {
+		}{{"ready", s.ready, step.ready}, {"failing", s.failing, step.failing}, {"dead", s.dead, step.dead}, {"mute", s.mute, step.mute}} {
 			if c.want == 0 != c.got.IsZero() || c.want != 0 && !c.got.Equal(at(c.want)) {
 				t.Errorf("after %v at %d: %s is %v, want %d", step.h, step.began, c.name, c.got, c.want)
 			}
@@ -117,7 +124,10 @@ func TestObserve(t *testing.T) {
 }
 
 // grace is what givenUp is given where answers are quick.
-const grace = timeout + beyond
+const (
+	grace  = timeout + beyond
+	latest = 3 * time.Second
+)
 
 // TestLeftWithinTwoSeconds: the sum of the times is the promise.
 func TestLeftWithinTwoSeconds(t *testing.T) {
@@ -159,5 +169,42 @@ func TestPace(t *testing.T) {
 	}
 	if got := p.timeout(); got != timeout {
 		t.Errorf("after it was slow: %s", got)
+	}
+}
+
+func TestPeak(t *testing.T) {
+	const usual = 5 * time.Millisecond
+	p := maxPeak
+	if got := p.late(); got < maxTimeout-time.Millisecond || got > maxTimeout {
+		t.Errorf("after the start: %s", got)
+	}
+	for range 4 * fade { // three minutes of three backends
+		p = p.and(usual)
+	}
+	if got := p.late(); got != patience {
+		t.Errorf("answers after %s: %s", usual, got)
+	}
+	if got := p.and(2 * time.Second).late(); got != slowest*2*time.Second {
+		t.Errorf("after one late answer: %s", got)
+	}
+	if got := p.and(time.Hour).late(); got > maxTimeout {
+		t.Errorf("after an hour: %s", got)
+	}
+}
+
+// TestLateTeaches: what was closed too early, or nearly, is not the next time.
+func TestLateTeaches(t *testing.T) {
+	b, now := &Balancer{}, time.Unix(1000, 0)
+	b.answered(state{health: Ready}, time.Millisecond, now)
+	if got := b.limits().late; got != patience {
+		t.Errorf("quick: %s", got)
+	}
+	b.answered(state{health: Dead, failing: now.Add(-time.Hour)}, time.Millisecond, now)
+	if got := b.limits().late; got != patience {
+		t.Errorf("back after an hour: %s", got)
+	}
+	b.answered(state{health: Late, failing: now.Add(-2 * time.Second)}, time.Millisecond, now)
+	if got := b.limits().late; got != slowest*2*time.Second {
+		t.Errorf("late by 2 s: %s", got)
 	}
 }

@@ -233,6 +233,7 @@ func (c *etcdCluster) balance() (*Balancer, map[string]*etcdWatch) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.quiet()
 	ended := make(chan error)
 	go func() { ended <- b.Run(t.Context()) }()
 	t.Cleanup(func() { <-ended })
@@ -384,6 +385,7 @@ func TestRealFollower(t *testing.T) {
 		{"cut off from its peers", func() { c.cutOff(victim) }, c.heal},
 		{"kill -9", func() { c.signal(victim, syscall.SIGKILL) }, nil},
 	} {
+		b.quiet()
 		began := time.Now()
 		fault.strike()
 		waitFor(t, leftWithin, fault.name+": the watch is closed", func() bool { return !watches[victim].isOpen() })

@@ -136,6 +136,7 @@ func start(t testing.TB, c Config, ca pki.Pair, servers ...*server) *Balancer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.quiet()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- b.Run(ctx) }()
@@ -148,6 +149,13 @@ func start(t testing.TB, c Config, ca pki.Pair, servers ...*server) *Balancer {
 	b.Set(addrs(servers...))
 	waitFor(t, 5*time.Second, "all backends are ready", func() bool { return b.count(Ready) == len(servers) })
 	return b
+}
+
+// quiet is after some minutes with quick answers.
+func (b *Balancer) quiet() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.peak = 0
 }
 
 // logger is t.Logf with the time since the test began.

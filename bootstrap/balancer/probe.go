@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 )
@@ -46,14 +48,14 @@ func (p *prober) probe(ctx context.Context, timeout time.Duration) (Health, stri
 		}
 	}
 	p.conn, p.r = nil, nil
-	fresh, err := p.connect(ctx, deadline)
+	fresh, h, err := p.connect(ctx, deadline)
 	if err != nil {
 		if kept != nil {
 			if h, why, late := p.await(kept, r, time.Now().Add(time.Millisecond)); late == nil {
 				return h, why
 			}
 		}
-		return Dead, ": " + err.Error()
+		return h, ": " + err.Error()
 	}
 	fr := bufio.NewReader(fresh)
 	h, why, err := p.ask(fresh, fr, deadline)
@@ -70,21 +72,25 @@ func (p *prober) probe(ctx context.Context, timeout time.Duration) (Health, stri
 	return Unready, fmt.Sprintf(": no answer to GET %s: %v", p.path, err)
 }
 
-func (p *prober) connect(ctx context.Context, deadline time.Time) (*tls.Conn, error) {
+func (p *prober) connect(ctx context.Context, deadline time.Time) (*tls.Conn, Health, error) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	raw, err := new(net.Dialer).DialContext(ctx, "tcp", p.addr)
 	if err != nil {
-		return nil, err
+		return nil, Dead, err
 	}
 	config := p.tls().Clone()
 	config.ServerName, _, _ = net.SplitHostPort(p.addr)
 	conn := tls.Client(raw, config)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		raw.Close()
-		return nil, fmt.Errorf("TLS with %s: %w", p.addr, err)
+		h := Dead
+		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+			h = Late
+		}
+		return nil, h, fmt.Errorf("TLS with %s: %w", p.addr, err)
 	}
-	return conn, nil
+	return conn, Unknown, nil
 }
 
 // ask sends the question and awaits its answer.
