@@ -121,7 +121,9 @@ type lastTry struct {
 // clients are kept between observations, with their connections.
 type clients struct {
 	token, admin, kubelet, etcd *kubeapi.Client
-	adminFrom, kubeletFrom      string // their certificates
+	adminFrom, kubeletFrom      string                     // their certificates
+	anonymous                   map[string]*kubeapi.Client // by HOST:PORT
+	anonymousCA                 string                     // theirs
 }
 
 // New checks c and fills in its defaults.

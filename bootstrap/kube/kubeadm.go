@@ -12,6 +12,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+	"github.com/kimage-project/kimage/pkg/pki"
 )
 
 // object is a YAML mapping; its keys are written sorted.
@@ -131,6 +132,11 @@ func (n *Node) clusterConfig() object {
 			"extraArgs": []any{object{"name": "encryption-provider-config", "value": n.path(encryptFile)}},
 			"extraVolumes": []any{object{"name": "kimage-encryption", "hostPath": n.path(encryptFile), "mountPath": n.path(encryptFile),
 				"pathType": "File", "readOnly": true}}},
+	}
+	// As first boot's own keys are. A handshake by kubeadm's default, RSA-2048, costs
+	// an API server thirty times as much, and at boot they are most of its work.
+	if _, ok := n.settings.kubeadm["encryptionAlgorithm"]; !ok {
+		own["encryptionAlgorithm"] = pki.DefaultAlgorithm
 	}
 	if minor(c.Image.Kubernetes) <= 35 {
 		// Until then kubeadm mounts a directory for these plugins, below /usr if

@@ -51,9 +51,16 @@ func (n *Node) probeAPI(ctx context.Context, balanced bool) (best API, refused b
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // one that is ready is enough: a machine without power lets wait
 	answers := make(chan answer, len(servers))
+	if n.clients.anonymousCA != string(ca) {
+		n.clients.anonymous, n.clients.anonymousCA = map[string]*kubeapi.Client{}, string(ca)
+	}
 	for _, x := range servers {
+		c, err := n.anonymousClient(x.addr, ca)
+		if err != nil {
+			return APISilent, false, err.Error()
+		}
 		go func() {
-			api, refused, detail := n.probeOne(ctx, x.addr, ca)
+			api, refused, detail := n.probeOne(ctx, c)
 			answers <- answer{x.addr, x.name + " (" + x.addr + "): " + detail, api, refused}
 		}()
 	}
@@ -75,15 +82,23 @@ func (n *Node) probeAPI(ctx context.Context, balanced bool) (best API, refused b
 	return best, refused, strings.Join(details, "; ")
 }
 
-// probeOne asks without credentials: a token that is not known yet would be refused.
-func (n *Node) probeOne(ctx context.Context, server string, ca []byte) (api API, refused bool, detail string) {
-	c, err := kubeapi.New(kubeapi.Config{Server: "https://" + server, CA: ca, Timeout: probeTimeout})
-	if err != nil {
-		return APISilent, false, err.Error()
+// anonymousClient has no credentials: a token that is not known yet would be
+// refused. It keeps its connection, as handshakes are most of what a question
+// costs an API server that is starting.
+func (n *Node) anonymousClient(server string, ca []byte) (*kubeapi.Client, error) {
+	if c := n.clients.anonymous[server]; c != nil {
+		return c, nil
 	}
-	defer c.Close()
+	c, err := kubeapi.New(kubeapi.Config{Server: "https://" + server, CA: ca, Timeout: probeTimeout})
+	if err == nil {
+		n.clients.anonymous[server] = c
+	}
+	return c, err
+}
+
+func (n *Node) probeOne(ctx context.Context, c *kubeapi.Client) (api API, refused bool, detail string) {
 	var answer string
-	err = c.Get(ctx, "/readyz", nil, &answer)
+	err := c.Get(ctx, "/readyz", nil, &answer)
 	var e *kubeapi.Error
 	switch {
 	case err == nil:

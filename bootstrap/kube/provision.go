@@ -64,6 +64,11 @@ func (n *Node) provision(ctx context.Context, c *kubeapi.Client) error {
 	if !first && len(grants) == 0 && r.network != "" {
 		return nil
 	}
+	if r.network == "" { // first: this machine's Node waits for it
+		if r.network, err = n.applyNetwork(ctx, c); err != nil {
+			return err
+		}
+	}
 	if first {
 		if err := n.rights(ctx, c); err != nil {
 			return err
@@ -74,11 +79,6 @@ func (n *Node) provision(ctx context.Context, c *kubeapi.Client) error {
 	}
 	for _, g := range grants {
 		r.tokens = append(r.tokens, g.id)
-	}
-	if r.network == "" {
-		if r.network, err = n.applyNetwork(ctx, c); err != nil {
-			return err
-		}
 	}
 	slices.Sort(r.tokens)
 	if err := c.Apply(ctx, r.object()); err != nil {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/kimage-project/kimage/pkg/nearest"
+	"github.com/kimage-project/kimage/pkg/pki"
 )
 
 // Fields of kubeadm's ClusterConfiguration v1beta4
@@ -99,7 +100,7 @@ func (c Cluster) KeyAlgorithm() string {
 	if a, ok := c.Spec.Kubeadm["encryptionAlgorithm"].(string); ok {
 		return a
 	}
-	return encryptionAlgorithms[0]
+	return pki.DefaultAlgorithm
 }
 
 // endpoint checks how people outside reach the API server.

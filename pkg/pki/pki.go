@@ -46,6 +46,10 @@ type Request struct {
 	NotAfter     time.Time // zero: as long as its authority
 }
 
+// DefaultAlgorithm is how keys are made where a cluster's kubeadm.encryptionAlgorithm
+// says nothing.
+const DefaultAlgorithm = "ECDSA-P256"
+
 // NewKey makes a private key, PKCS #8 PEM. algorithm is one of kubeadm's:
 // ECDSA-P256, RSA-2048, RSA-3072, RSA-4096.
 func NewKey(algorithm string) ([]byte, error) {
@@ -58,7 +62,7 @@ func NewKey(algorithm string) ([]byte, error) {
 
 func newKey(algorithm string) (crypto.Signer, error) {
 	switch algorithm {
-	case "ECDSA-P256":
+	case DefaultAlgorithm:
 		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	case "RSA-2048":
 		return rsa.GenerateKey(rand.Reader, 2048)
