@@ -17,6 +17,11 @@ const (
 	timeout  = 1200 * time.Millisecond
 	patience = time.Second
 	retry    = 100 * time.Millisecond
+	// A backend that stands by, see standsBy, is asked every standby. It is asked at
+	// once when one that is used does not answer for doubt, and when a connection is
+	// placed on it.
+	standby = 5 * time.Second
+	doubt   = 300 * time.Millisecond
 	// A time-out is slower times what answers take of late, if that is more than
 	// timeout, and at most maxTimeout: where every processor is emulated or
 	// overloaded, connections that are made again only make all slower.
@@ -67,7 +72,9 @@ func (b *Balancer) watch(ctx context.Context, be *backend) {
 		case <-timer.C:
 		}
 		began, limit := time.Now(), b.timeout()
+		doubts := time.AfterFunc(doubt, b.askStandbys)
 		h, why := p.probe(ctx, limit)
+		doubts.Stop()
 		if h != Ready && time.Since(began) > limit+late {
 			began = time.Now()
 			h, why = p.probe(ctx, limit)
@@ -140,6 +147,9 @@ func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (p
 	if h == Ready {
 		b.answered(was, now.Sub(began), now)
 	}
+	if h != Ready && was.health == Ready {
+		b.askStandbysLocked()
+	}
 	if h != was.health {
 		b.logf("%s is %s%s", be.addr, h, why)
 	}
@@ -160,7 +170,37 @@ func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (p
 			return retry, false // the own one is near, and a whole machine waits for it
 		}
 	}
-	return b.untilNextTick(time.Now()), false
+	pause = b.untilNextTick(now)
+	switch {
+	case b.standsBy(be):
+		pause += standby - interval
+	case h != Ready && !b.anyReady():
+		pause = max(pause, now.Sub(began)) // there is nobody to change to, and it has enough to do
+	}
+	return pause, false
+}
+
+// standsBy says whether nobody uses a backend that is ready, and others are in use
+// and ready: most often members of etcd on other machines. Each question there
+// costs a message to every member; b.mu is held.
+func (b *Balancer) standsBy(be *backend) bool {
+	return be.state.health == Ready && len(be.flows) == 0 && !be.state.first && slices.ContainsFunc(b.backends, func(o *backend) bool {
+		return o != be && o.state.listed && o.state.health == Ready && (len(o.flows) > 0 || o.state.first)
+	})
+}
+
+func (b *Balancer) askStandbys() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.askStandbysLocked()
+}
+
+func (b *Balancer) askStandbysLocked() {
+	for _, be := range b.backends {
+		if be.state.health == Ready && len(be.flows) == 0 && time.Since(be.state.answered) > interval {
+			be.probeNow()
+		}
+	}
 }
 
 // anyReady: b.mu is held.

@@ -209,6 +209,39 @@ func TestOwnFirst(t *testing.T) {
 	left(t, b, ca, servers[1])
 }
 
+// TestStandby: who is not used is seldom asked, and is there at once when it is needed.
+func TestStandby(t *testing.T) {
+	noLeaks(t)
+	ca := newCA(t)
+	servers, _ := backends(t, ca, 3)
+	own, other := servers[0], servers[1]
+	b := start(t, Config{First: own.addr, CutUnready: true}, ca, servers...)
+	w := openWatch(t, b, ca)
+	time.Sleep(interval) // those asked already
+	before := []int32{own.asked.Load(), other.asked.Load()}
+	time.Sleep(5 * interval)
+	if n := own.asked.Load() - before[0]; n < 4 {
+		t.Errorf("the one that is used was asked %d times", n)
+	}
+	if n := other.asked.Load() - before[1]; n > 1 {
+		t.Errorf("one that is not used was asked %d times", n)
+	}
+	began := time.Now()
+	own.frozen.Store(true)
+	waitFor(t, leftWithin, "the watch is closed", func() bool { return !w.isOpen() })
+	t.Logf("closed after %v", time.Since(began))
+	left(t, b, ca, own)
+	// Who stands by may be frozen as well, unnoticed: then the connection is closed.
+	own.frozen.Store(false)
+	waitFor(t, leftWithin, "it is used again", func() bool { got, _ := who(b, ca, time.Second); return got == own.addr })
+	b.quiet()
+	other.frozen.Store(true)
+	servers[2].frozen.Store(true)
+	own.stop()
+	servers[2].frozen.Store(false)
+	waitFor(t, leftWithin+time.Second, "the only one that is left is reached", func() bool { got, _ := who(b, ca, time.Second); return got == servers[2].addr })
+}
+
 // TestHalfClose: each side may finish while the other still speaks.
 func TestHalfClose(t *testing.T) {
 	noLeaks(t)

@@ -28,7 +28,7 @@ type state struct {
 	first  bool // preferred whenever it is ready
 	conns  int  // connections placed on it, also those still being dialled
 	// answered is the end of the last probe that was answered with 200; ready that
-	// of the first since which there was one within every patience.
+	// of the first since which all were, and none took long.
 	answered, ready time.Time
 	failing         time.Time // start of the first of the failed probes in a row
 	dead            time.Time // start of the first of the probes in a row that found it dead
@@ -117,7 +117,7 @@ func givenUp(backends []state, now time.Time, limit limits, cutUnready bool) (ou
 // says nothing about the time before its answer.
 func (s state) observe(h Health, began, ended time.Time) state {
 	if h == Ready {
-		if s.health != Ready || ended.Sub(s.answered) > patience {
+		if s.health != Ready || ended.Sub(began) > patience/2 {
 			s.ready = ended
 		}
 		s.answered = ended

@@ -53,6 +53,7 @@ type server struct {
 	delay    atomic.Int64 // of /readyz, ns
 	frozen   atomic.Bool  // no handshake ends and no request is answered
 	accepted atomic.Int32
+	asked    atomic.Int32 // questions to /readyz
 	http     *http.Server
 	done     chan struct{} // closed at the end: frees what is frozen
 }
@@ -74,6 +75,7 @@ func serve(t testing.TB, ca pki.Pair, addr string) *server {
 	s.status.Store(200)
 	mux := http.NewServeMux()
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
+		s.asked.Add(1)
 		s.freeze()
 		time.Sleep(time.Duration(s.delay.Load()))
 		w.WriteHeader(int(s.status.Load()))

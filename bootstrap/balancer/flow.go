@@ -129,6 +129,9 @@ func (b *Balancer) place(f *flow, tried []*backend) *backend {
 	b.turn++
 	for _, i := range candidates {
 		if be := b.backends[i]; !slices.Contains(tried, be) {
+			if len(be.flows) == 0 {
+				be.probeNow() // it may have stood by
+			}
 			be.flows[f] = struct{}{}
 			return be
 		}
