@@ -34,15 +34,19 @@ const (
 
 // Manifest is what the agent reads of the image's manifest.
 type Manifest struct {
-	ImageID    string `json:"imageID"`
-	OS         string `json:"os"`
-	Kubernetes string `json:"kubernetes"`
-	Runtime    string `json:"runtime"`
-	Network    string `json:"network"`
-	Images     []struct {
-		Ref    string `json:"ref"`
-		Digest string `json:"digest"`
-	} `json:"images"`
+	ImageID    string  `json:"imageID"`
+	OS         string  `json:"os"`
+	Kubernetes string  `json:"kubernetes"`
+	Runtime    string  `json:"runtime"`
+	Network    string  `json:"network"`
+	Images     []Image `json:"images"`
+}
+
+// Image is a container image of the node image.
+type Image struct {
+	Ref    string `json:"ref"`
+	Digest string `json:"digest"`
+	Role   string `json:"role"` // of the only machines that run it; empty: all that run containers
 }
 
 func readManifest() (Manifest, error) {

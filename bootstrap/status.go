@@ -49,12 +49,8 @@ func Observe(ctx context.Context) Status {
 		s.Images = s.Runtime
 	} else if s.Runtime = runtimeAnswers(ctx); !s.Runtime.OK {
 		s.Images = Check{false, "the runtime does not answer"}
-	} else if missing, err := missingImages(ctx, m); err != nil {
-		s.Images = check(err, "")
-	} else if len(missing) > 0 {
-		s.Images = Check{false, "not imported: " + strings.Join(missing, ", ") + " (journalctl -u kimage-images)"}
 	} else {
-		s.Images = Check{true, fmt.Sprintf("%d images", len(m.Images))}
+		s.Images = imagesPresent(ctx, m)
 	}
 	joined := true
 	if told() {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/kimage-project/kimage/images/components"
 	"github.com/kimage-project/kimage/pkg/cache"
@@ -15,7 +16,8 @@ import (
 )
 
 // images are the container images as they lie on KIMAGE: in containerd's own
-// store, or as an archive that a node imports at its first boot.
+// store, or as archives, of which a node imports what its roles need at its first
+// boot.
 type images struct {
 	cache     *cache.Cache
 	entry     string // of the cache; empty: no images
@@ -45,7 +47,9 @@ func (im images) info() *storeInfo {
 // storeDir is where the agent looks for containerd's root.
 const storeDir = "state/containerd"
 
-const archiveFile = "images.tar"
+// archiveFile is the archive of one image below images/, by the name under which
+// the agent looks for it.
+func archiveFile(digest string) string { return strings.TrimPrefix(digest, "sha256:") + ".tar" }
 
 // containerImages makes them, unless the same ones are in the cache.
 func (b *Builder) containerImages(ctx context.Context, set *components.Set) (images, error) {
@@ -55,7 +59,7 @@ func (b *Builder) containerImages(ctx context.Context, set *components.Set) (ima
 	}
 	kind, key := "store", []string{"store-1", set.Versions["containerd"]}
 	if im.archive {
-		kind, key = "images", []string{"images-1"}
+		kind, key = "images", []string{"images-2"}
 		b.report.Logf("containerd %s: its image store is not known to this kimage, so a node imports its images at first boot, which takes a minute or more", set.Versions["containerd"])
 	}
 	var named []oci.Named
@@ -71,7 +75,12 @@ func (b *Builder) containerImages(ctx context.Context, set *components.Set) (ima
 			}
 		}
 		if im.archive {
-			return writeArchive(ctx, filepath.Join(dir, archiveFile), named)
+			for i, image := range set.Images {
+				if err := writeArchive(ctx, filepath.Join(dir, archiveFile(image.ManifestDigest)), named[i:i+1]); err != nil {
+					return err
+				}
+			}
+			return nil
 		}
 		defer b.report.Step("unpacking container images")()
 		return imagestore.Write(ctx, named, imagestore.Config{Directory: dir, UnixTime: unixTime, Pinned: true})
@@ -104,13 +113,23 @@ func writeArchive(ctx context.Context, file string, named []oci.Named) error {
 func (im images) tree(ctx context.Context) (*tree.Tree, error) {
 	t := tree.New()
 	if im.archive {
-		fi, err := os.Stat(filepath.Join(im.entry, archiveFile))
+		files, err := filepath.Glob(filepath.Join(im.entry, "*.tar"))
 		if err != nil {
 			return nil, err
 		}
-		return t, t.Add(tree.Entry{Path: "images/" + archiveFile, Mode: 0o644, Size: fi.Size(), Open: func() (io.ReadCloser, error) {
-			return im.cache.Open(ctx, im.entry, archiveFile)
-		}})
+		for _, file := range files {
+			fi, err := os.Stat(file)
+			if err != nil {
+				return nil, err
+			}
+			name := filepath.Base(file)
+			if err := t.Add(tree.Entry{Path: "images/" + name, Mode: 0o644, Size: fi.Size(), Open: func() (io.ReadCloser, error) {
+				return im.cache.Open(ctx, im.entry, name)
+			}}); err != nil {
+				return nil, err
+			}
+		}
+		return t, nil
 	}
 	f, err := im.cache.Open(ctx, im.entry, imagestore.ListFile)
 	if err != nil {

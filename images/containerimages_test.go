@@ -44,7 +44,7 @@ func TestContainerImages(t *testing.T) {
 		none                     bool
 	}{
 		{containerd: "v2.4.2", want: "state/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/1/fs/program", format: "containerd"},
-		{containerd: "v1.7.0", want: "images/images.tar", format: "archive"},
+		{containerd: "v1.7.0", want: "images/" + archiveFile(digest), format: "archive"},
 		{containerd: "v2.4.2", none: true},
 	} {
 		set := &components.Set{Versions: map[string]string{"containerd": tt.containerd}}

@@ -62,6 +62,7 @@ type source struct {
 type imageRecipe struct {
 	Ref          string            `yaml:"ref"`
 	Network      string            `yaml:"network"`
+	Role         string            `yaml:"role"`     // of the only machines that run it; empty: all that run containers
 	Userland     bool              `yaml:"userland"` // on top of Debian's iptables, nftables and coreutils
 	Pause        bool              `yaml:"pause"`    // pause.c of the Kubernetes sources
 	Entrypoint   []string          `yaml:"entrypoint"`

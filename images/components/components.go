@@ -84,7 +84,8 @@ type Image struct {
 	SizeBytes      int64  `json:"sizeBytes"`
 	Origin         string `json:"origin"`
 	VerifiedBy     string `json:"verifiedBy"`
-	Layout         string `json:"-"` // OCI layout directory with this one image
+	Role           string `json:"role,omitempty"` // of the only machines that run it; empty: all that run containers
+	Layout         string `json:"-"`              // OCI layout directory with this one image
 }
 
 type resolver struct {

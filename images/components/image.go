@@ -30,7 +30,7 @@ var imageTime = time.Unix(1700000000, 0)
 
 func (r *resolver) image(ctx context.Context, im imageRecipe) (Image, error) {
 	ref := r.row.expand(im.Ref, r.row["version"], r.Arch, "")
-	out := Image{Ref: ref}
+	out := Image{Ref: ref, Role: im.Role}
 	var err error
 	if r.mode == Source {
 		out.Origin, out.VerifiedBy = "assembled from source", "Go checksum database"
