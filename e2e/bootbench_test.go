@@ -33,10 +33,7 @@ func TestBootRatio(t *testing.T) {
 	if os.Getenv("KIMAGE_E2E_BOOT") == "" {
 		t.Skip("measured by make bench-boot")
 	}
-	key, err := qemu.NewKey()
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := newKey(t)
 	var took [2]time.Duration
 	t.Run("by itself", func(t *testing.T) {
 		config := configs(t, system, key.Public, "", "--seed")

@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,13 +19,14 @@ const etcdHealth = "etcdctl --endpoints=https://10.0.2.15:2379 --cacert=/etc/kim
 // TestTopology1: a machine powers on with what kimage config wrote, and becomes
 // a cluster by itself: nobody runs a command, and no network leads out.
 func TestTopology1(t *testing.T) {
-	key, err := qemu.NewKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := configs(t, system, key.Public, "", "--seed")
+	key := newKey(t)
+	// Without a route to anywhere and without a DNS server; static, since a DHCP
+	// server would tell both.
+	text := strings.NewReplacer("OSNAME", system, "SSHKEY", key.Public, "    SNIPPET\n", "", wayOut, "mtu: 1500").Replace(clusterFile)
+	config := configsOf(t, text, "--seed")
+	capture := filepath.Join(t.TempDir(), "packets")
 	started := time.Now()
-	n := bootWith(t, qemu.Config{Dir: filepath.Join(t.TempDir(), "node"), MemoryMiB: 4096, Seed: filepath.Join(config, "nodes/k8s-01/seed.iso")}, user, key)
+	n := bootWith(t, qemu.Config{Dir: filepath.Join(t.TempDir(), "node"), MemoryMiB: 4096, Seed: filepath.Join(config, "nodes/k8s-01/seed.iso"), Capture: capture}, user, key)
 	n.until(`"phase": "ready"`, "kimage-agent status --json || true; journalctl -u kimage-agent -o cat --no-pager | tail -n 8", 15*time.Minute)
 	t.Logf("Ready %s after power-on", time.Since(started).Round(time.Second))
 	n.told()
@@ -43,4 +46,30 @@ func TestTopology1(t *testing.T) {
 	n.small()
 	n.reboot()
 	n.until(`"phase": "ready"`, "kimage-agent status --json || true", 8*time.Minute)
+	n.keptToItself(capture)
+}
+
+// leaves are packets to addresses outside of 10.0.2.0/24, but for those that no
+// router passes on: to all machines of a network and to groups of them.
+const leaves = "(ip and not dst net 10.0.2.0/24 and not dst net 224.0.0.0/4 and not dst host 255.255.255.255) or (ip6 and not dst net fe80::/10 and not dst net ff00::/8)"
+
+// keptToItself: a machine has a route to its subnet alone, and none of its
+// packets, says tcpdump, was for an address outside of it.
+func (n *node) keptToItself(capture string) {
+	n.t.Helper()
+	if routes := n.must("ip route show default; ip -6 route show default; cat /run/systemd/resolve/resolv.conf | grep ^nameserver || true", time.Minute); routes != "" {
+		n.t.Errorf("the machine knows a way out:\n%s", routes)
+	}
+	packets := func(filter string) []string {
+		out, err := exec.Command("tcpdump", "-n", "-q", "-r", capture, "ether src "+qemu.MAC+" and ("+filter+")").Output()
+		if err != nil {
+			n.t.Fatalf("tcpdump: %v", err)
+		}
+		return slices.Collect(strings.Lines(string(out)))
+	}
+	all, out := packets("ip or ip6"), packets(leaves)
+	n.t.Logf("of %d packets %d leave the subnet", len(all), len(out))
+	if len(all) < 100 || len(out) > 0 {
+		n.t.Errorf("%d packets, of which %d leave the subnet:\n%s", len(all), len(out), strings.Join(out[:min(len(out), 20)], ""))
+	}
 }

@@ -39,11 +39,14 @@ spec:
     roles: [etcd, master, worker]
     address: 10.0.2.15
     match: {mac: "` + qemu.MAC + `"}
-    machine: {network: {gateway: 10.0.2.2, nameservers: [10.0.2.3]}}
+    machine: {network: {` + wayOut + `}}
   - {name: k8s-02, roles: [worker]}
   pools:
   - {name: crowd}
 `
+
+// wayOut are the addresses of QEMU's router and DNS server.
+const wayOut = "gateway: 10.0.2.2, nameservers: [10.0.2.3]"
 
 // debianSnippet is what a Debian root needs besides: core may become root, sshd
 // reads keys where Ignition puts them, and Debian's build of Ignition, which
@@ -61,8 +64,13 @@ storage:
 // configs writes the configs of a cluster and returns their directory.
 func configs(t *testing.T, osName, sshKey, snippet string, args ...string) string {
 	t.Helper()
+	return configsOf(t, strings.NewReplacer("OSNAME", osName, "SSHKEY", sshKey, "    SNIPPET\n", snippet).Replace(clusterFile), args...)
+}
+
+// configsOf makes the configs of a cluster file.
+func configsOf(t *testing.T, text string, args ...string) string {
+	t.Helper()
 	dir := t.TempDir()
-	text := strings.NewReplacer("OSNAME", osName, "SSHKEY", sshKey, "    SNIPPET\n", snippet).Replace(clusterFile)
 	if err := os.WriteFile(filepath.Join(dir, "cluster.yaml"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -385,10 +393,7 @@ func (n *node) told() {
 // dracut with Debian's module for Ignition, config through fw_cfg) becomes what
 // its config says.
 func TestIgnitionBoots(t *testing.T) {
-	key, err := qemu.NewKey()
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := newKey(t)
 	dir := configs(t, "flatcar-stable", key.Public, "    butane: debian.bu\n")
 	root := imageRoot(t)
 	judge(t, "cp", "-a", dracutPackages(t)+"/.", root)

@@ -67,10 +67,7 @@ func TestPowerCuts(t *testing.T) {
 	}
 	t.Logf("KIMAGE_SEED=%d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	key, err := qemu.NewKey()
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := newKey(t)
 	config := filepath.Join(configs(t, system, key.Public, "", "--seed"), "nodes/k8s-01/seed.iso")
 	long := map[string]time.Duration{}
 	for _, p := range cutPhases {

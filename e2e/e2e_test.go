@@ -79,13 +79,10 @@ ethernets:
 
 func boot(t *testing.T, firmware string, memoryMiB int) *node {
 	t.Helper()
-	key, err := qemu.NewKey()
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := newKey(t)
 	dir := t.TempDir()
 	volume := filepath.Join(dir, "seed")
-	err = seed.Write(t.Context(), volume, map[string][]byte{
+	err := seed.Write(t.Context(), volume, map[string][]byte{
 		"meta-data":      []byte("instance-id: e2e\nlocal-hostname: node-1\n"),
 		"network-config": []byte(networkConfig),
 		"user-data":      []byte("#cloud-config\nssh_authorized_keys:\n- " + key.Public + "\n"),
@@ -103,6 +100,22 @@ func bootWith(t *testing.T, c qemu.Config, user string, key qemu.Key) *node {
 	n := newNode(t, c, user, key)
 	n.start()
 	return n
+}
+
+// newKey is for the machines of a test. People can get into them as well while
+// it runs: ssh -i $KIMAGE_E2E_KEEP/key -p PORT, of QEMU's hostfwd.
+func newKey(t *testing.T) qemu.Key {
+	t.Helper()
+	key, err := qemu.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if dir := os.Getenv("KIMAGE_E2E_KEEP"); dir != "" {
+		if err := os.WriteFile(filepath.Join(dir, "key"), key.PEM, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return key
 }
 
 // newNode makes a machine with the image on its disk and no way out.

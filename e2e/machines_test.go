@@ -90,14 +90,12 @@ func (n *clusterNode) memoryMiB() int {
 // others have none.
 func powerOn(t *testing.T, topology string) *cluster {
 	t.Helper()
-	key, err := qemu.NewKey()
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := newKey(t)
 	dir := t.TempDir()
 	describe(t, dir, topology, key)
 	names := machineNames(t, dir)
 	c := &cluster{t: t}
+	var err error
 	if c.network, err = lan.New(filepath.Join(dir, "lan")); err != nil {
 		t.Fatal(err)
 	}

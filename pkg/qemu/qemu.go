@@ -62,6 +62,7 @@ type Config struct {
 	LANMAC    string // of the second card
 	Accel     string // kvm or tcg; empty: tcg, which works everywhere
 	Isolated  bool   // no way out: only the forwarded SSH port is reachable
+	Capture   string // file for all that the first card sends and receives, in pcap format; empty: none
 	// Kernel boots the machine instead of its disk, with Initrd and the command
 	// line Append; empty: the disk's boot loader.
 	Kernel, Initrd, Append string
@@ -162,6 +163,9 @@ func (m *Machine) argv() []string {
 		"-netdev", fmt.Sprintf("user,id=net,ipv6=off,%shostfwd=tcp:127.0.0.1:%d-:22", restrict, m.SSHPort), "-device", "virtio-net-pci,netdev=net,bus=pcie.0,addr=0x10,mac=" + MAC,
 		"-device", "virtio-rng-pci",
 		"-qmp", "unix:" + m.monitorFile() + ",server=on,wait=off",
+	}
+	if m.c.Capture != "" {
+		argv = append(argv, "-object", "filter-dump,id=capture,netdev=net,maxlen=128,file="+m.c.Capture) // as far as addresses and ports go
 	}
 	if m.c.LAN != "" {
 		argv = append(argv, "-netdev", "stream,id=lan,server=off,addr.type=unix,addr.path="+m.c.LAN, "-device", "virtio-net-pci,netdev=lan,bus=pcie.0,addr=0x11,mac="+m.c.LANMAC)

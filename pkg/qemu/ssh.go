@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -18,6 +19,7 @@ import (
 type Key struct {
 	signer ssh.Signer
 	Public string // as in authorized_keys
+	PEM    []byte // the private key, as ssh -i reads it
 }
 
 // NewKey makes a key pair.
@@ -30,7 +32,11 @@ func NewKey() (Key, error) {
 	if err != nil {
 		return Key{}, err
 	}
-	return Key{signer, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))}, nil
+	block, err := ssh.MarshalPrivateKey(private, "")
+	if err != nil {
+		return Key{}, err
+	}
+	return Key{signer, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey()))), pem.EncodeToMemory(block)}, nil
 }
 
 // Result is what a command in a machine did.
