@@ -22,6 +22,9 @@ const (
 	// placed on it.
 	standby = 5 * time.Second
 	doubt   = 300 * time.Millisecond
+	// An answer that took long is followed by a pause spare times as long: whoever
+	// answers slowly has enough to do.
+	spare = 3
 	// A time-out is slower times what answers take of late, if that is more than
 	// timeout, and at most maxTimeout: where every processor is emulated or
 	// overloaded, connections that are made again only make all slower.
@@ -98,8 +101,11 @@ func (b *Balancer) timeout() time.Duration {
 }
 
 // pace is how long answers take of late: an average, so that one that was late
-// does not count for much.
+// does not count for much. It begins with the longest that counts, and so does
+// peak: the time after a start is the busiest, and what begins then is slow.
 type pace time.Duration
+
+const maxPace = pace(maxTimeout) / slower
 
 func (p pace) and(answer time.Duration) pace { return p + (pace(answer)-p)/5 }
 
@@ -107,8 +113,7 @@ func (p pace) timeout() time.Duration {
 	return min(max(timeout, slower*time.Duration(p)), maxTimeout)
 }
 
-// peak is the longest that an answer took of late. What is counted begins with
-// the longest that counts, because the time after a start is the busiest.
+// peak is the longest that an answer took of late.
 type peak time.Duration
 
 const maxPeak = peak(maxTimeout) / slowest
@@ -174,8 +179,10 @@ func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (p
 	switch {
 	case b.standsBy(be):
 		pause += standby - interval
-	case h != Ready && !b.anyReady():
-		pause = max(pause, now.Sub(began)) // there is nobody to change to, and it has enough to do
+	case h == Ready:
+		pause = max(pause, spare*now.Sub(began))
+	case !b.anyReady():
+		pause = max(pause, now.Sub(began)) // there is nobody to change to
 	}
 	return pause, false
 }

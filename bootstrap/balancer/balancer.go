@@ -69,7 +69,7 @@ func New(c Config) (*Balancer, error) {
 	if c.Logf == nil {
 		c.Logf = func(string, ...any) {}
 	}
-	b := &Balancer{config: c, clients: map[*flow]struct{}{}, peak: maxPeak}
+	b := &Balancer{config: c, clients: map[*flow]struct{}{}, pace: maxPace, peak: maxPeak}
 	b.logf = func(format string, args ...any) { c.Logf("%s: "+format, append([]any{c.Listen}, args...)...) }
 	var err error
 	if b.listener, err = listen(c.Listen, b.logf); err != nil {

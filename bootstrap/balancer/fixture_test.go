@@ -157,7 +157,7 @@ func start(t testing.TB, c Config, ca pki.Pair, servers ...*server) *Balancer {
 func (b *Balancer) quiet() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.peak = 0
+	b.pace, b.peak = 0, 0
 }
 
 // logger is t.Logf with the time since the test began.
