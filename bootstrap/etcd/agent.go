@@ -80,8 +80,9 @@ func New(cfg Config) (*Agent, error) {
 	}
 	fill(&cfg.PKI, nodeconf.PKIDir)
 	fill(&cfg.Etcdutl, "etcdutl")
-	fill(&cfg.Heartbeat, defaultHeartbeat)
-	fill(&cfg.Election, defaultElection)
+	heartbeat, election := timing(cfg.roster())
+	fill(&cfg.Heartbeat, heartbeat)
+	fill(&cfg.Election, election)
 	fill(&cfg.Interval, time.Second)
 	fill(&cfg.Settled, 10*time.Second)
 	fill(&cfg.Timeout, 5*time.Second)

@@ -71,3 +71,22 @@ const (
 	defaultHeartbeat = 500 * time.Millisecond
 	defaultElection  = 5 * time.Second
 )
+
+// timing is how often a leader is heard, and how long it may be silent. A member
+// without others elects itself when that time is over, at every start: it is
+// given etcd's own, shorter times.
+func timing(r nodeconf.Roster) (heartbeat, election time.Duration) {
+	if len(r.Members) == 1 {
+		return 100 * time.Millisecond, time.Second
+	}
+	return defaultHeartbeat, defaultElection
+}
+
+// roster is the one that first boot brought; empty: it is not the cluster's.
+func (c Config) roster() nodeconf.Roster {
+	r, err := c.Roster.Open(c.Cluster.RosterKey, c.Cluster.UID)
+	if err != nil {
+		return nodeconf.Roster{}
+	}
+	return r
+}

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/kimage-project/kimage/bootstrap/nodeconf"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -66,5 +68,14 @@ func TestCheckSeed(t *testing.T) {
 	}
 	if err := checkSeed(p, "16d2fb1bb3e2d2d8e4ab1ab6d7c67ab1f0b79e2dbf1f7ef0b1b8a7fd7cd3a2ce"); err == nil || !strings.Contains(err.Error(), "is not the snapshot") {
 		t.Errorf("another: %v", err)
+	}
+}
+
+func TestTiming(t *testing.T) {
+	members := func(n int) nodeconf.Roster { return nodeconf.Roster{Members: make([]nodeconf.Member, n)} }
+	for n, want := range map[int]time.Duration{0: defaultElection, 1: time.Second, 3: defaultElection} {
+		if heartbeat, election := timing(members(n)); election != want || election != 10*heartbeat {
+			t.Errorf("%d members: %s, %s", n, heartbeat, election)
+		}
 	}
 }
