@@ -38,7 +38,7 @@ func timelineFacts(ctx context.Context) (f timeline.Facts, err error) {
 	if f.Manager, err = run.Output(ctx, run.Cmd{Argv: []string{"systemctl", "show"}}); err != nil {
 		return f, err
 	}
-	if f.Units, err = run.Output(ctx, run.Cmd{Argv: []string{"systemctl", "show", "--property=" + timeline.UnitProperties, "*"}}); err != nil {
+	if f.Units, err = run.Output(ctx, run.Cmd{Argv: []string{"systemctl", "show", "--all", "--property=" + timeline.UnitProperties, "*"}}); err != nil {
 		return f, err
 	}
 	if f.Agent, err = journal(ctx, "_SYSTEMD_UNIT=kimage-agent.service"); err != nil {

@@ -20,7 +20,7 @@ type Facts struct {
 	Node    string // empty: nobody told the machine its name
 	Image   string // what is said of the image, one line; empty: nothing
 	Manager []byte // systemctl show
-	Units   []byte // systemctl show --property=UnitProperties '*'
+	Units   []byte // systemctl show --all --property=UnitProperties '*'
 	Agent   []byte // journalctl -o json of kimage-agent.service
 	Others  []byte // the same of etcd.service, containerd.service, and what systemd wrote of them and the kubelet
 	Now     time.Duration
