@@ -98,12 +98,12 @@ func verified() Check {
 		name, err := os.ReadFile(n)
 		if err == nil && strings.TrimSpace(string(name)) == hash+"-verity" {
 			if !exists("/run/kimage/verified") {
-				return Check{false, "dm-verity is active, but the payload was not read in full: see journalctl -u kimage-start"}
+				return Check{false, "dm-verity is active, but the payload was not read in full: see journalctl -u kimage-verify"}
 			}
 			return Check{true, "dm-verity, root hash " + hash}
 		}
 	}
-	return Check{false, "no dm-verity device has the root hash " + hash + ": see journalctl -u systemd-sysext -u kimage-start"}
+	return Check{false, "no dm-verity device has the root hash " + hash + ": see journalctl -u systemd-sysext -u kimage-verify"}
 }
 
 func grown() Check {

@@ -18,6 +18,7 @@ func (o OS) Activation() (*tree.Tree, error) {
 		"etc/kimage/activate":             "activation/activate",
 		"etc/kimage/start":                "activation/start",
 		units + "kimage-activate.service": "activation/kimage-activate.service",
+		units + "kimage-verify.service":   "activation/kimage-verify.service",
 		units + "kimage-start.service":    "activation/kimage-start.service",
 	} {
 		perm := fs.FileMode(0o644)
@@ -38,6 +39,7 @@ func (o OS) Activation() (*tree.Tree, error) {
 	links := map[string]string{
 		units + "sysinit.target.wants/kimage-activate.service": "../kimage-activate.service",
 		units + "sysinit.target.wants/systemd-sysext.service":  "/usr/lib/systemd/system/systemd-sysext.service",
+		units + "sysinit.target.wants/kimage-verify.service":   "../kimage-verify.service",
 		units + "multi-user.target.wants/kimage-start.service": "../kimage-start.service",
 	}
 	for _, unit := range o.Mask {
