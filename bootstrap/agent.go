@@ -44,6 +44,7 @@ type Agent struct {
 	seen    seen
 	store   *report.Store // of masters
 	shows   chan struct{} // see show
+	serves  chan struct{} // has something in it when the own etcd begins to serve
 }
 
 // Run is the agent's whole life. It ends with ctx, or where it cannot begin.
@@ -67,7 +68,7 @@ func Run(ctx context.Context, logf func(string, ...any)) error {
 		}
 	}
 	a := &Agent{conf: conf, name: name, image: image, logf: logf, clock: newStopwatch(time.Now), phase: &phases{node: name, logf: logf, now: time.Now, file: phaseFile},
-		rosters: newRosters(conf.Cluster, logf), shows: make(chan struct{}, 1)}
+		rosters: newRosters(conf.Cluster, logf), shows: make(chan struct{}, 1), serves: make(chan struct{}, 1)}
 	if err := a.setClock(); err != nil {
 		logf("%v", err)
 	}
@@ -173,10 +174,18 @@ func (a *Agent) newEtcd(ctx context.Context) (*etcd.Agent, error) {
 		return nil, err
 	}
 	only := !a.conf.Node.Has(nodeconf.RoleMaster) && !a.conf.Node.Has(nodeconf.RoleWorker)
+	keeps := false
 	return etcd.New(etcd.Config{Name: a.name, Address: a.conf.Node.Addresses[0], Cluster: a.conf.Cluster, Roster: signed, State: Data + "/state", Settled: 5 * time.Second,
 		Mounted: func() error { _, err := findData(); return err },
 		Running: etcdRuns, Start: startEtcd, Halt: haltEtcd, Logf: a.logf, Clock: func(name string, c *peer.Clock) { a.seen.noteClock(name, byEtcd, c) },
 		Report: func(act etcd.Action) {
+			if act.Do == etcd.Keep && !keeps {
+				select {
+				case a.serves <- struct{}{}:
+				default:
+				}
+			}
+			keeps = act.Do == etcd.Keep
 			switch act.Do {
 			case etcd.Stop:
 				a.phase.set(partEtcd, PhaseStopped, act.Why)
@@ -251,8 +260,11 @@ func (a *Agent) runKube(ctx context.Context) error {
 		if pause > 0 {
 			pause = max(pause, min(pausePerCPU*cost, pauseMost))
 		}
-		if err := sleep(ctx, pause); err != nil {
-			return err
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-a.serves:
+		case <-time.After(pause):
 		}
 	}
 }

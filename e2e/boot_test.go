@@ -108,11 +108,11 @@ func TestKubeadm(t *testing.T) {
 	t.Logf("kubeadm init took %s", time.Since(started).Round(time.Second))
 	const kubectl = "KUBECONFIG=/etc/kubernetes/admin.conf kubectl "
 	n.until("flannel", kubectl+"apply -f /usr/share/kimage/flannel.yaml", 3*time.Minute)
-	n.until(" Ready ", kubectl+"get nodes --no-headers", 10*time.Minute)
+	n.must(kubectl+"wait --for=condition=Ready nodes --all --timeout=10m", 11*time.Minute)
 	t.Logf("Ready %s after kubeadm init began", time.Since(started).Round(time.Second))
 	pause := n.must("kubeadm config images list --kubernetes-version "+version+" | grep /pause:", time.Minute)
 	n.until("created", "cat <<'EOF' | "+kubectl+"apply -f -\n"+strings.ReplaceAll(podManifest, "PAUSE", pause)+"EOF", 3*time.Minute)
-	n.until("phase=Running", kubectl+"get pod preloaded -o jsonpath=phase={.status.phase}; echo; "+kubectl+"get pods,nodes -A --no-headers; "+kubectl+"describe pod preloaded | tail -n 12", 8*time.Minute)
+	n.must(kubectl+"wait --for=condition=Ready pod/preloaded --timeout=8m || { "+kubectl+"get pods,nodes -A --no-headers; "+kubectl+"describe pod preloaded | tail -n 12; exit 1; }", 9*time.Minute)
 
 	n.reboot()
 	n.settled()

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -27,9 +28,14 @@ func TestTopology1(t *testing.T) {
 	capture := filepath.Join(t.TempDir(), "packets")
 	started := time.Now()
 	n := bootWith(t, qemu.Config{Dir: filepath.Join(t.TempDir(), "node"), MemoryMiB: 4096, Seed: filepath.Join(config, "nodes/k8s-01/seed.iso"), Capture: capture}, user, key)
-	n.until(`"phase": "ready"`, "kimage-agent status --json || true; journalctl -u kimage-agent -o cat --no-pager | tail -n 8", 15*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	defer cancel()
+	if err := n.awaitReady(ctx); err != nil {
+		r, _ := n.try("kimage-agent status; journalctl -u kimage-agent -o cat --no-pager | tail -n 30", 2*time.Minute)
+		t.Fatalf("%v\n%s", err, r.Stdout)
+	}
 	t.Logf("Ready %s after power-on", time.Since(started).Round(time.Second))
-	n.told()
+	n.told(false)
 	n.must("cloud-init status --long", time.Minute) // degraded is not 0
 	n.until(" Ready ", kubectl+"get nodes --no-headers", time.Minute)
 	n.until("Running", kubectl+"get pods -n kube-system -l k8s-app=kube-dns --no-headers | grep -v Running || echo Running", 6*time.Minute)

@@ -171,6 +171,30 @@ func (n *node) must(command string, limit time.Duration) string {
 	return strings.TrimSpace(r.Stdout)
 }
 
+// awaitReady waits until the machine says so. It looks at its console and asks it
+// seldom: a login every few seconds takes a third of its processors. It does ask,
+// because systemd gives up the console of a machine that finds it too slowly.
+func (n *node) awaitReady(ctx context.Context) error {
+	last := "no answer"
+	for {
+		shown, cancel := context.WithTimeout(ctx, time.Minute)
+		err := n.WaitConsole(shown, "phase      ready since")
+		cancel()
+		if err == nil || n.Off() {
+			return err
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("%w; last: %s", ctx.Err(), last)
+		}
+		if r, err := n.try("cat /run/kimage/phase.json", time.Minute); err == nil {
+			last = strings.TrimSpace(r.Stdout)
+		}
+		if strings.Contains(last, `"phase":"ready"`) {
+			return nil
+		}
+	}
+}
+
 // until repeats a command until its output contains want.
 func (n *node) until(want, command string, limit time.Duration) {
 	n.t.Helper()

@@ -27,7 +27,7 @@ func (n *node) timeline() {
 	svg := n.must("cat "+file, time.Minute)
 	n.keep(map[string]string{"timeline.svg": "cat " + file, "time.txt": "systemd-analyze time; systemd-analyze critical-chain --no-pager; systemd-analyze blame --no-pager", "plot.svg": "systemd-analyze plot",
 		"journal.txt": "journalctl -b -o short-monotonic --no-pager", "cpu.txt": cpuByUnit,
-		"manager.txt": "systemctl show", "units.txt": "systemctl show --property=" + timeline.UnitProperties + " \"*\"",
+		"manager.txt": "systemctl show", "units.txt": "systemctl show --all --property=" + timeline.UnitProperties + " \"*\"",
 		"journal.json": "journalctl -b -o json --no-pager --output-fields=" + timeline.JournalFields})
 	words := map[string]bool{}
 	for dec := xml.NewDecoder(strings.NewReader(svg)); ; {
