@@ -87,7 +87,7 @@ bench: deps build
 	bash e2e/bench.sh
 
 bench-boot: deps build
-	KIMAGE_E2E_BOOT=1 $(GO) test -tags e2e -count=1 -v -timeout 60m -run TestBootRatio ./e2e
+	KIMAGE_E2E_BOOT=1 $(GO) test -tags e2e -count=1 -v -timeout 60m -run '^(TestBootRatio|TestBootPath)$$' ./e2e
 
 FUZZTIME ?= 5m
 fuzz:

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -20,7 +21,10 @@ const byHand = `#!/bin/sh
 until crictl info >/dev/null 2>&1; do sleep 0.2; done
 systemctl start kimage-images
 kubeadm init --config /root/kubeadm.yaml >/root/init.log 2>&1
-KUBECONFIG=/etc/kubernetes/admin.conf kubectl apply -f /usr/share/kimage/flannel.yaml
+export KUBECONFIG=/etc/kubernetes/admin.conf
+kubectl apply -f /usr/share/kimage/flannel.yaml
+kubectl wait --for=condition=Ready nodes --all --timeout=15m
+echo by hand: ready >/dev/console
 `
 
 // maxBootRatio is how much longer a machine may take that does it by itself.
@@ -38,7 +42,7 @@ func TestBootRatio(t *testing.T) {
 	t.Run("by itself", func(t *testing.T) {
 		config := configs(t, system, key.Public, "", "--seed")
 		n := bootWith(t, qemu.Config{Dir: filepath.Join(t.TempDir(), "node"), MemoryMiB: 4096, Seed: filepath.Join(config, "nodes/k8s-01/seed.iso")}, user, key)
-		took[0] = n.kernelToReady()
+		took[0] = n.kernelToReady("phase      ready since")
 		n.quick()
 	})
 	t.Run("by hand", func(t *testing.T) {
@@ -61,7 +65,7 @@ func TestBootRatio(t *testing.T) {
 			t.Fatal(err)
 		}
 		n := bootWith(t, qemu.Config{Dir: filepath.Join(dir, "node"), MemoryMiB: 4096, Seed: volume}, user, key)
-		took[1] = n.kernelToReady()
+		took[1] = n.kernelToReady("by hand: ready")
 	})
 	if t.Failed() {
 		return
@@ -74,30 +78,38 @@ func TestBootRatio(t *testing.T) {
 }
 
 // kernelToReady is how long after the kernel's start the Node became Ready, as
-// the API server says. It asks seldom: questions take from the machine.
-func (n *node) kernelToReady() time.Duration {
+// the API server says. It is asked when the console says so, because questions
+// take from the machine.
+func (n *node) kernelToReady(shown string) time.Duration {
 	n.t.Helper()
-	const ready = "test -s /etc/kubernetes/admin.conf && KUBECONFIG=/etc/kubernetes/admin.conf kubectl get nodes -o jsonpath='{range .items[*].status.conditions[?(@.type==\"Ready\")]}{.status} {.lastTransitionTime}{end}'"
-	deadline := time.Now().Add(15 * time.Minute)
-	for time.Now().Before(deadline) {
-		time.Sleep(10 * time.Second)
-		r, err := n.try(ready, time.Minute)
-		at, ok := strings.CutPrefix(strings.TrimSpace(r.Stdout), "True ")
-		if err != nil || !ok {
-			continue
-		}
-		when, err := time.Parse(time.RFC3339, at)
-		if err != nil {
-			n.t.Fatal(err)
-		}
-		booted, err := time.Parse(time.DateTime, n.must("date -u -d @$(sed -n 's/^btime //p' /proc/stat) '+%Y-%m-%d %H:%M:%S'", time.Minute))
-		if err != nil {
-			n.t.Fatal(err)
-		}
-		return when.Sub(booted)
+	ctx, cancel := context.WithTimeout(n.t.Context(), 15*time.Minute)
+	defer cancel()
+	if err := n.WaitConsole(ctx, shown); err != nil {
+		r, _ := n.try("tail -n 20 /root/init.log; journalctl -u kimage-agent -o cat --no-pager | tail -n 20", 2*time.Minute)
+		n.t.Fatalf("%v\n%s", err, r.Stdout)
 	}
-	n.t.Fatalf("never Ready: %s", n.must("tail -n 20 /root/init.log 2>/dev/null; journalctl -u kimage-agent -o cat --no-pager | tail -n 20", time.Minute))
-	return 0
+	out := n.must(kubectl+`get nodes -o jsonpath='{range .items[*].status.conditions[?(@.type=="Ready")]}{.status} {.lastTransitionTime}{end}'`, 2*time.Minute)
+	at, _ := strings.CutPrefix(out, "True ")
+	when, err := time.Parse(time.RFC3339, at)
+	if err != nil {
+		n.t.Fatalf("%q: %v", out, err)
+	}
+	booted, err := time.Parse(time.DateTime, n.must("date -u -d @$(sed -n 's/^btime //p' /proc/stat) '+%Y-%m-%d %H:%M:%S'", time.Minute))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return when.Sub(booted)
+}
+
+// TestBootPath logs how long a machine takes to multi-user.target, and which units
+// took longest, says systemd.
+func TestBootPath(t *testing.T) {
+	if os.Getenv("KIMAGE_E2E_BOOT") == "" {
+		t.Skip("measured by make bench-boot")
+	}
+	n := boot(t, qemu.BIOS, 2048)
+	n.settled()
+	t.Log("\n" + n.must("systemd-analyze time; systemd-analyze blame --no-pager | head -n 20; systemd-analyze critical-chain --no-pager", 2*time.Minute))
 }
 
 // kubernetesVersion is the image's.
