@@ -21,9 +21,9 @@ import (
 
 var update = flag.Bool("update", false, "rewrite testdata/*.svg")
 
-// captured are the facts of a machine of topology 1 at Ready. The agent's lines
-// are those of one boot of e2e's TestTopology1; what systemd and containerd say
-// is written to match.
+// captured are the facts of a machine of topology 1 at Ready, of one boot in
+// e2e's TestTopology1 (KIMAGE_E2E_KEEP): of etcd and containerd the records that the
+// picture is made of, and of units those that it can show.
 func captured(t *testing.T) Facts {
 	t.Helper()
 	read := func(name string) []byte {

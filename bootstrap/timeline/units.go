@@ -139,7 +139,8 @@ func (c chart) unitRows(units map[string]unit, starts map[string][]time.Duration
 	var others []row
 	for name, u := range units {
 		from, to, ok := u.start()
-		if !ok || name == etcdUnit { // which has rows of its own
+		// etcd has rows of its own, and a login is no part of the way.
+		if !ok || name == etcdUnit || strings.HasPrefix(name, "user@") {
 			continue
 		}
 		r := row{name: strings.TrimSuffix(name, ".service"), bars: []bar{{unitKind(name), from, to}}}
