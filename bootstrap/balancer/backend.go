@@ -22,9 +22,6 @@ const (
 	// placed on it.
 	standby = 5 * time.Second
 	doubt   = 300 * time.Millisecond
-	// An answer that took long is followed by a pause spare times as long: whoever
-	// answers slowly has enough to do.
-	spare = 3
 	// A time-out is slower times what answers take of late, if that is more than
 	// timeout, and at most maxTimeout: where every processor is emulated or
 	// overloaded, connections that are made again only make all slower.
@@ -113,7 +110,7 @@ func (p pace) timeout() time.Duration {
 	return min(max(timeout, slower*time.Duration(p)), maxTimeout)
 }
 
-// peak is the longest that an answer took of late.
+// peak is how late backends were of late, at most.
 type peak time.Duration
 
 const maxPeak = peak(maxTimeout) / slowest
@@ -124,13 +121,15 @@ func (p peak) and(answer time.Duration) peak {
 
 func (p peak) late() time.Duration { return max(patience, slowest*time.Duration(p)) }
 
-// answered takes in how long an answer took; b.mu is held. Of a backend that
-// failed for a while that is all the time since: it was late, unless it was out for
-// longer than anything is waited for.
+// answered takes in how long an answer took; b.mu is held. Of a backend that was
+// late with its handshakes that is all the time since it failed, unless that is
+// longer than anything is waited for. Other answers count for little: an election
+// delays them too, and handshakes never.
 func (b *Balancer) answered(was state, took time.Duration, now time.Time) {
 	b.pace = b.pace.and(took)
-	if !was.failing.IsZero() && now.Sub(was.failing) < 2*maxTimeout {
-		took = now.Sub(was.failing)
+	took = min(took, interval)
+	if late := now.Sub(was.failing); was.late && late < 2*maxTimeout {
+		took = late
 	}
 	b.peak = b.peak.and(took)
 }
@@ -179,9 +178,7 @@ func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (p
 	switch {
 	case b.standsBy(be):
 		pause += standby - interval
-	case h == Ready:
-		pause = max(pause, spare*now.Sub(began))
-	case !b.anyReady():
+	case h != Ready && !b.anyReady():
 		pause = max(pause, now.Sub(began)) // there is nobody to change to
 	}
 	return pause, false

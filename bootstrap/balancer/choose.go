@@ -31,6 +31,7 @@ type state struct {
 	// of the first since which all were, and none took long.
 	answered, ready time.Time
 	failing         time.Time // start of the first of the failed probes in a row
+	late            bool      // one of them found it late
 	dead            time.Time // start of the first of the probes in a row that found it dead
 	mute            time.Time // start of the first of the probes in a row that found it late or dead
 }
@@ -121,10 +122,12 @@ func (s state) observe(h Health, began, ended time.Time) state {
 			s.ready = ended
 		}
 		s.answered = ended
+		s.late = false
 		s.failing = time.Time{}
 	} else if s.failing.IsZero() {
 		s.failing = began
 	}
+	s.late = s.late || h == Late
 	s.dead = since(s.dead, h == Dead, began)
 	s.mute = since(s.mute, h == Dead || h == Late, began)
 	s.health = h

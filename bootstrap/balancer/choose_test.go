@@ -192,19 +192,28 @@ func TestPeak(t *testing.T) {
 	}
 }
 
-// TestLateTeaches: what was closed too early, or nearly, is not the next time.
+// TestLateTeaches: what was closed too early, or nearly, is not the next time; but
+// an election teaches nothing.
 func TestLateTeaches(t *testing.T) {
-	b, now := &Balancer{}, time.Unix(1000, 0)
-	b.answered(state{health: Ready}, time.Millisecond, now)
-	if got := b.limits().late; got != patience {
-		t.Errorf("quick: %s", got)
-	}
-	b.answered(state{health: Dead, failing: now.Add(-time.Hour)}, time.Millisecond, now)
-	if got := b.limits().late; got != patience {
-		t.Errorf("back after an hour: %s", got)
-	}
-	b.answered(state{health: Late, failing: now.Add(-2 * time.Second)}, time.Millisecond, now)
-	if got := b.limits().late; got != slowest*2*time.Second {
-		t.Errorf("late by 2 s: %s", got)
+	now := time.Unix(1000, 0)
+	since := func(h Health, d time.Duration) state { return state{health: Ready}.observe(h, now.Add(-d), now) }
+	const quick = time.Millisecond
+	for _, c := range []struct {
+		name       string
+		was        state
+		took, want time.Duration
+	}{
+		{"quick", state{health: Ready}, quick, patience},
+		{"late by 2 s", since(Late, 2*time.Second), quick, slowest * 2 * time.Second},
+		{"late by an hour", since(Late, time.Hour), quick, patience},
+		{"without a leader for 2 s", since(Unready, 2*time.Second), quick, patience},
+		{"away for 2 s", since(Dead, 2*time.Second), quick, patience},
+		{"an answer that took a second", state{health: Ready}, time.Second, slowest * interval},
+	} {
+		b := &Balancer{}
+		b.answered(c.was, c.took, now)
+		if got := b.limits().late; got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
 	}
 }
