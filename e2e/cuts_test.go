@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -158,8 +159,13 @@ func powerCut(t *testing.T, m *qemu.Machine, c qemu.Config, key qemu.Key) {
 	}
 	started := time.Now()
 	n := &node{machineOf(t, c), t, user, key}
-	n.until(`"phase": "ready"`, "kimage-agent status --json || true; journalctl -u kimage-agent -o cat --no-pager | tail -n 20", 20*time.Minute)
-	n.until(" Ready ", "KUBECONFIG=/etc/kubernetes/admin.conf kubectl get nodes --no-headers", time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	defer cancel()
+	if err := n.awaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	n.until(" Ready ", kubectl+"get nodes --no-headers", time.Minute)
+	n.must("kimage-agent status", 2*time.Minute) // the runtime has all images, too
 	if out := n.must("ls -d /var/lib/kimage/state/etcd/*/member/wal", time.Minute); strings.Contains(out, "\n") {
 		t.Errorf("etcd has data of several incarnations:\n%s", out)
 	}
