@@ -20,7 +20,7 @@ const (
 	// measured while all that begins beside the agent takes its share of the
 	// processors, so that only what is silly is found here: the limit, a second, is
 	// judged where the agent is alone (TestIdle of package kube).
-	maxOwnSeconds = 3
+	maxOwnSeconds = 2
 	// Both together, with all programs that they run. On an emulated core waking up
 	// and encrypting cost much more than other work, so that only what is silly is
 	// found here: the limit of a real core, 0.2 %, is judged on one (TestIdle of

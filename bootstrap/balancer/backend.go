@@ -27,9 +27,9 @@ const (
 	// overloaded, connections that are made again only make all slower.
 	slower     = 6
 	maxTimeout = 10 * time.Second
-	// What may still answer is given up after slowest times the longest answer of
-	// late, if that is more than patience. It counts less from answer to answer: with
-	// six answers a second, a third of it is left after 45 s.
+	// What may still answer is given up after slowest times the longest delay of
+	// handshakes lately, if that is more than patience. A delay counts less from
+	// answer to answer: with six answers a second, a third of it is left after 45 s.
 	slowest = 3
 	fade    = 256
 	// beyond: a probe that hung since before another backend became ready ends, and
@@ -110,7 +110,7 @@ func (p pace) timeout() time.Duration {
 	return min(max(timeout, slower*time.Duration(p)), maxTimeout)
 }
 
-// peak is how late backends were of late, at most.
+// peak is the longest delay of handshakes lately; see answered.
 type peak time.Duration
 
 const maxPeak = peak(maxTimeout) / slowest

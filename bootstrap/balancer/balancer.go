@@ -7,9 +7,9 @@
 // ready backend that has the fewest, and one that is dead, or not ready, gets
 // none within two seconds. Its connections are closed as well when it is dead,
 // since clients notice only after most of a minute - but only while another
-// backend is ready to take them, and if it may only be slow, after as long as
-// answers take here when all are slow, at most ten seconds. Nothing else closes a connection: not a new
-// list of backends, and not the death of another one.
+// backend is ready to take them. One that may only be slow has longer, up to ten
+// seconds, where handshakes were slow lately. Nothing else closes a connection:
+// not a new list of backends, and not the death of another one.
 //
 // It does not find out who the backends are (see node.go for the files it goes
 // by), and it does not retry a request: that is the client's to do.

@@ -85,9 +85,8 @@ type limits struct {
 // nothing: it may be this machine that is cut off, or stood still.
 //
 // One that accepts connections and does not answer may be frozen, or have more to
-// do than it can. It is given the time that answers needed when they were slowest
-// of late, because whoever is sent away comes back with handshakes, and makes it
-// slower.
+// do than it can. It is given three times the longest delay of handshakes lately,
+// because whoever is sent away comes back with handshakes, and makes it slower.
 //
 // An API server that merely is not ready keeps its connections, because it
 // ends them itself; a member of etcd without a leader (cutUnready) does not,
