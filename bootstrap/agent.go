@@ -304,7 +304,7 @@ func (a *Agent) runProgram(ctx context.Context, c run.Cmd) error {
 	return a.clock.during(awaitsKubeadm, func() error { return run.Run(ctx, c) })
 }
 
-// tell says which phase begins; when that of init does, askLock knows.
+// tell says which phase begins; when a master's init or join does, askLock knows.
 func (a *Agent) tell(act kube.Action) {
 	switch act.Verb {
 	case kube.Stop:
@@ -312,7 +312,9 @@ func (a *Agent) tell(act kube.Action) {
 	case kube.Wait, kube.Clean:
 		a.phase.set(partKube, PhaseWaiting, act.Why)
 	case kube.Join:
-		a.phase.set(partKube, PhaseJoin, act.Why)
+		if !a.conf.Node.Has(nodeconf.RoleMaster) {
+			a.phase.set(partKube, PhaseJoin, act.Why)
+		}
 	}
 }
 
@@ -334,6 +336,7 @@ func (a *Agent) settle(ctx context.Context, n *kube.Node) bool {
 	}
 	a.clock.looked("")
 	a.ready(ctx, partKube)
+	n.Settled()
 	servers, err := n.APIServers(ctx)
 	if err != nil {
 		return true // those that are known stay

@@ -14,7 +14,8 @@ import (
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
 )
 
-// initLock is a lock in etcd that keeps masters from initialising at once.
+// initLock is a lock in etcd that keeps masters from initialising or joining at
+// once.
 type initLock struct {
 	endpoint string        // HOST:PORT
 	pki      string        // directory
@@ -22,15 +23,19 @@ type initLock struct {
 }
 
 // lockWait is long: each new try costs a program's start.
-const lockWait = time.Minute
+const lockWait = 2 * time.Minute
 
-// askLock takes the lock of initialisation, and tells whether it has it or
-// waits for another master.
-func (a *Agent) askLock(ctx context.Context) (release func(), ok bool, err error) {
-	a.phase.set(partKube, PhaseWaiting, "no API server answers: asking the other masters whether one of them is initialising (a lock in etcd)")
+// askLock takes the masters' lock, and tells whether it has it or waits for
+// another master.
+func (a *Agent) askLock(ctx context.Context, to kube.Verb) (release func(), ok bool, err error) {
+	waits, phase, why := "no API server answers: asking the other masters whether one of them is initialising (a lock in etcd)", PhaseInit, "no API server answers"
+	if to == kube.Join {
+		waits, phase, why = "masters come up one after the other: another one is not yet Ready", PhaseJoin, "an API server answers"
+	}
+	a.phase.set(partKube, PhaseWaiting, waits)
 	release, ok, err = initLock{kube.EtcdEndpoint, nodeconf.PKIDir, lockWait}.take(ctx)
 	if ok {
-		a.phase.set(partKube, PhaseInit, "no API server answers")
+		a.phase.set(partKube, phase, why)
 	}
 	return release, ok, err
 }

@@ -9,13 +9,22 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kimage-project/kimage/pkg/run"
 )
 
 // ErrBusy: another master holds the lock. It is no failure; observe again.
-var ErrBusy = errors.New("another master is initialising the cluster")
+var ErrBusy = errors.New("another master initialises the cluster or joins it")
+
+// Masters come up one after the other: what an API server does at its start is
+// most of the work, and on few processors two of them keep each other from ever
+// being ready. It is politeness, and ends.
+const (
+	turnHeld     = 10 * time.Minute // after kubeadm, until the Node is Ready
+	turnPatience = 20 * time.Minute // of a master that could join
+)
 
 // resetBudget is how long cleaning up may take: unmounting pods' volumes and
 // stopping their containers.
@@ -40,8 +49,45 @@ func (n *Node) Apply(ctx context.Context, a Action) error {
 	return nil
 }
 
-// attempt is one kubeadm init or join, to its end.
+// attempt is one kubeadm init or join, to its end. A master has its turn for it,
+// and keeps it until it is Ready.
 func (n *Node) attempt(ctx context.Context, a Action) error {
+	if !n.master() {
+		return n.try(ctx, a)
+	}
+	release, err := n.lock(ctx, a.Verb)
+	if err != nil {
+		return err
+	}
+	if err := n.try(ctx, a); err != nil {
+		release()
+		return err
+	}
+	n.turn.keep(release)
+	return nil
+}
+
+// turn is a master's, once kubeadm has ended well.
+type turn struct {
+	waits time.Time // since when this master could join and another had its turn; zero: it did not wait
+	end   func()    // nil: there is none
+}
+
+func (t *turn) keep(release func()) {
+	end := sync.OnceFunc(release)
+	time.AfterFunc(turnHeld, end)
+	t.end = end
+}
+
+// Settled says that the Node is Ready: another master may have its turn.
+func (n *Node) Settled() {
+	if n.turn.end != nil {
+		n.turn.end()
+		n.turn.end = nil
+	}
+}
+
+func (n *Node) try(ctx context.Context, a Action) error {
 	token, err := n.token()
 	if err != nil {
 		return err
@@ -49,15 +95,8 @@ func (n *Node) attempt(ctx context.Context, a Action) error {
 	if err := errors.Join(n.SyncResolver(), n.nameItself()); err != nil {
 		return err
 	}
-	if a.Verb == Init {
-		release, err := n.lock(ctx)
-		if err != nil {
-			return err
-		}
-		defer release()
-	}
 	if n.master() {
-		if err := errors.Join(n.placePKI(), n.placeEncryption()); err != nil {
+		if err := errors.Join(n.placePKI(), n.placeEncryption(), n.placePatches()); err != nil {
 			return err
 		}
 	}
@@ -84,21 +123,32 @@ func (n *Node) attempt(ctx context.Context, a Action) error {
 	return n.finish(string(a.Verb))
 }
 
-// lock takes the lock, and makes sure that nobody finished while it was waited for.
-func (n *Node) lock(ctx context.Context) (release func(), err error) {
+// lock takes the lock. For init it makes sure that nobody finished while it was
+// waited for; to join, nothing is waited for without end.
+func (n *Node) lock(ctx context.Context, to Verb) (release func(), err error) {
 	if n.Lock == nil {
 		return func() {}, nil
 	}
-	release, ok, err := n.Lock(ctx)
+	release, ok, err := n.Lock(ctx, to)
 	if err != nil {
-		return nil, fmt.Errorf("asking for the lock of initialisation: %w", err)
+		return nil, fmt.Errorf("asking for the masters' lock: %w", err)
 	}
 	if !ok {
+		if n.turn.waits.IsZero() {
+			n.turn.waits = n.Now()
+		}
+		if to == Join && n.Now().Sub(n.turn.waits) >= turnPatience {
+			n.Logf("joining although another master has its turn: it has had it for long")
+			return func() {}, nil
+		}
 		return nil, ErrBusy
 	}
-	if api, _, _ := n.probeAPI(ctx, true); api != APISilent {
-		release()
-		return nil, ErrBusy
+	n.turn.waits = time.Time{}
+	if to == Init {
+		if api, _, _ := n.probeAPI(ctx, true); api != APISilent {
+			release()
+			return nil, ErrBusy
+		}
 	}
 	return release, nil
 }

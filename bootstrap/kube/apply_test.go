@@ -178,24 +178,44 @@ func TestCutOff(t *testing.T) {
 	}
 }
 
+var errProgram = errors.New("a program failed")
+
 func TestLock(t *testing.T) {
 	released := 0
+	free := func(context.Context, Verb) (func(), bool, error) { return func() { released++ }, true, nil }
+	held := func(context.Context, Verb) (func(), bool, error) { return nil, false, nil }
+	dead := func(context.Context, Verb) (func(), bool, error) { return nil, false, os.ErrDeadlineExceeded }
 	for _, tt := range []struct {
-		name string
-		lock func(context.Context) (func(), bool, error)
-		want error
-		ran  int
+		name  string
+		to    Verb
+		lock  func(context.Context, Verb) (func(), bool, error)
+		waits time.Duration // how long it did already
+		fails bool          // kubeadm does
+		want  error
+		ran   int
+		early int // how often the lock was released before the Node was Ready
 	}{
-		{"free", func(context.Context) (func(), bool, error) { return func() { released++ }, true, nil }, nil, 1},
-		{"held", func(context.Context) (func(), bool, error) { return nil, false, nil }, ErrBusy, 0},
-		{"unreachable", func(context.Context) (func(), bool, error) { return nil, false, os.ErrDeadlineExceeded }, os.ErrDeadlineExceeded, 0},
+		{"free", Init, free, 0, false, nil, 1, 0},
+		{"free, to join", Join, free, 0, false, nil, 1, 0},
+		{"free, and kubeadm fails", Init, free, 0, true, errProgram, 1, 1},
+		{"held", Init, held, time.Hour, false, ErrBusy, 0, 0},
+		{"held, to join", Join, held, 0, false, ErrBusy, 0, 0},
+		{"held for long, to join", Join, held, time.Hour, false, nil, 1, 0},
+		{"unreachable", Init, dead, 0, false, os.ErrDeadlineExceeded, 0, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			root := t.TempDir()
 			firstBoot(t, root)
 			f := &fakePrograms{root: root}
+			if tt.fails {
+				f.fail = errProgram
+			}
 			n := newNode(t, Config{Node: single(), Root: root, Run: f.run, Lock: tt.lock, API: "127.0.0.1:1"})
-			if err := n.Apply(t.Context(), Action{Verb: Init}); !errors.Is(err, tt.want) {
+			if tt.waits > 0 {
+				n.turn.waits = n.Now().Add(-tt.waits)
+			}
+			released = 0
+			if err := n.Apply(t.Context(), Action{Verb: tt.to}); !errors.Is(err, tt.want) {
 				t.Errorf("got %v", err)
 			}
 			if len(f.ran) != tt.ran {
@@ -204,10 +224,15 @@ func TestLock(t *testing.T) {
 			if tt.want == ErrBusy && n.Failure() != "" {
 				t.Errorf("waiting for another counts as a failure: %s", n.Failure())
 			}
+			if released != tt.early {
+				t.Errorf("released %d times before the Node is Ready", released)
+			}
+			n.Settled()
+			n.Settled()
+			if took := strings.HasPrefix(tt.name, "free"); took != (released == 1) {
+				t.Errorf("the lock was released %d times", released)
+			}
 		})
-	}
-	if released != 1 {
-		t.Errorf("the lock was released %d times", released)
 	}
 }
 

@@ -66,6 +66,23 @@ func (n *Node) write(p string, content []byte, mode os.FileMode) error {
 	return nil
 }
 
+// patientProbes is how many of its liveness probes, one every ten seconds, a
+// part of the control plane may fail before it is started again. kubeadm's 8 end
+// an API server that is only slow, and what its start costs is due once more;
+// one that hangs is left by the balancers within seconds in any case.
+const patientProbes = 60
+
+// placePatches writes what is changed in kubeadm's manifests.
+func (n *Node) placePatches() error {
+	for _, name := range []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
+		patch := fmt.Sprintf(`{"spec":{"containers":[{"name":%q,"livenessProbe":{"failureThreshold":%d}}]}}`, name, patientProbes)
+		if err := n.write(patchesDir+"/"+name+"+strategic.json", []byte(patch+"\n"), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // encryptionBytes is the size of a key of secretbox.
 const encryptionBytes = 32
 

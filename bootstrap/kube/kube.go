@@ -58,6 +58,7 @@ const (
 	doneFile      = ownDir + "/joined.json"
 	resolvFile    = ownDir + "/resolv.conf"
 	encryptFile   = ownDir + "/encryption.yaml"
+	patchesDir    = ownDir + "/patches"
 	kubeadmFile   = ownDir + "/kubeadm.yaml"
 	discoveryFile = ownDir + "/discovery.conf"
 	adminConf     = kubernetesDir + "/admin.conf"
@@ -76,9 +77,9 @@ type Config struct {
 	// Masters are those of the highest roster; nil: none are known, and a master
 	// would take every API server for absent.
 	Masters func() []nodeconf.Master
-	// Lock keeps two masters from initialising at once; ok is false while
-	// another holds it. nil: no lock.
-	Lock func(ctx context.Context) (release func(), ok bool, err error)
+	// Lock keeps two masters from initialising or joining at once; ok is false
+	// while another holds it. nil: no lock.
+	Lock func(ctx context.Context, to Verb) (release func(), ok bool, err error)
 	// Clock says why this machine's clock must be set before anything is signed by
 	// it; nil: it is right.
 	Clock func() string
@@ -101,6 +102,7 @@ type Node struct {
 	clients     clients
 	settings    settings
 	kubeconfigs kubeconfigs
+	turn        turn
 	changed     func(what string) // told of each change, to be cut off after it; nil: nobody
 }
 

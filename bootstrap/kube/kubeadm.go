@@ -67,6 +67,7 @@ func (n *Node) initConfig(again bool, token string) ([]byte, error) {
 		"localAPIEndpoint": object{"advertiseAddress": n.Addresses[0]},
 		"nodeRegistration": n.registration(),
 		"timeouts":         timeouts(), "skipPhases": skip,
+		"patches": object{"directory": n.path(patchesDir)},
 		// Without one, kubeadm makes a token of a group whose every request is
 		// approved automatically.
 		"bootstrapTokens": []any{object{"token": token, "ttl": "0s", "usages": []string{"authentication"},
@@ -81,6 +82,7 @@ func (n *Node) joinConfig() ([]byte, error) {
 		"discovery":        object{"file": object{"kubeConfigPath": n.path(discoveryFile)}},
 		"nodeRegistration": n.registration(), "timeouts": timeouts()}
 	if n.master() {
+		join["patches"] = object{"directory": n.path(patchesDir)}
 		join["controlPlane"] = object{"localAPIEndpoint": object{"advertiseAddress": n.Addresses[0]}}
 	}
 	return documents(join)
