@@ -32,6 +32,13 @@ const (
 	// answer to answer: with six answers a second, a third of it is left after 45 s.
 	slowest = 3
 	fade    = 256
+	// Where answers are dear, they are asked for less often: after dear times what
+	// the quickest of the last few took, and at most after standby.
+	dear = 8
+	// maxPings is how often a backend is pinged between two questions whether it is
+	// ready, which at every API server cost reads of etcd: with a second or so it is
+	// still known in time.
+	maxPings = 2
 	// beyond: a probe that hung since before another backend became ready ends, and
 	// one more is asked, before anything is closed.
 	beyond = 300 * time.Millisecond
@@ -60,16 +67,22 @@ func (b *backend) probeNow() {
 // watch probes one backend until ctx ends, or it is neither listed nor used.
 func (b *Balancer) watch(ctx context.Context, be *backend) {
 	defer b.running.Done()
-	p := &prober{addr: be.addr, path: b.config.Path, tls: b.config.TLS}
+	p := &prober{addr: be.addr, tls: b.config.TLS}
 	defer p.close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
+	for pings := 0; ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-be.kick:
+			pings = maxPings
 		case <-timer.C:
+		}
+		if p.path = b.config.Ping; p.path != "" && pings < maxPings && b.ready(be) {
+			pings++
+		} else {
+			p.path, pings = b.config.Path, 0
 		}
 		began, limit := time.Now(), b.timeout()
 		doubts := time.AfterFunc(doubt, b.askStandbys)
@@ -88,6 +101,12 @@ func (b *Balancer) watch(ctx context.Context, be *backend) {
 		}
 		timer.Reset(pause)
 	}
+}
+
+func (b *Balancer) ready(be *backend) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return be.state.health == Ready
 }
 
 // timeout is how long a backend may take to answer.
@@ -121,12 +140,30 @@ func (p peak) and(answer time.Duration) peak {
 
 func (p peak) late() time.Duration { return max(patience, slowest*time.Duration(p)) }
 
+// lately are the last answers' times, the oldest overwritten.
+type lately struct {
+	took [8]time.Duration
+	next int
+}
+
+func (l *lately) add(took time.Duration) {
+	l.took[l.next%len(l.took)] = took
+	l.next++
+}
+
+// dear is how much longer than interval is waited before the next question. What
+// makes some answers slow, as an election, does not count: the quickest does.
+func (l *lately) dear() time.Duration {
+	return min((dear * slices.Min(l.took[:])).Truncate(interval), standby-interval)
+}
+
 // answered takes in how long an answer took; b.mu is held. Of a backend that was
 // late with its handshakes that is all the time since it failed, unless that is
 // longer than anything is waited for. Other answers count for little: an election
 // delays them too, and handshakes never.
 func (b *Balancer) answered(was state, took time.Duration, now time.Time) {
 	b.pace = b.pace.and(took)
+	b.lately.add(took)
 	took = min(took, interval)
 	if late := now.Sub(was.failing); was.late && late < 2*maxTimeout {
 		took = late
@@ -178,6 +215,8 @@ func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (p
 	switch {
 	case b.standsBy(be):
 		pause += standby - interval
+	case h == Ready:
+		pause += b.lately.dear()
 	case h != Ready && !b.anyReady():
 		pause = max(pause, now.Sub(began)) // there is nobody to change to
 	}

@@ -242,6 +242,23 @@ func TestStandby(t *testing.T) {
 	waitFor(t, leftWithin+time.Second, "the only one that is left is reached", func() bool { got, _ := who(b, ca, time.Second); return got == servers[2].addr })
 }
 
+// TestPings: whether an API server is ready is asked every third time, and in
+// between that it answers at all.
+func TestPings(t *testing.T) {
+	noLeaks(t)
+	ca := newCA(t)
+	servers, _ := backends(t, ca, 1)
+	b := start(t, Config{}, ca, servers...)
+	w := openWatch(t, b, ca)
+	time.Sleep(interval)
+	before := servers[0].asked.Load()
+	time.Sleep(9 * interval)
+	if n := servers[0].asked.Load() - before; n < 2 || n > 4 {
+		t.Errorf("asked %d times in 9 intervals, not 3", n)
+	}
+	w.alive(t)
+}
+
 // TestHalfClose: each side may finish while the other still speaks.
 func TestHalfClose(t *testing.T) {
 	noLeaks(t)

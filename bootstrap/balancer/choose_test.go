@@ -217,3 +217,30 @@ func TestLateTeaches(t *testing.T) {
 		}
 	}
 }
+
+// TestDearAnswers: a machine whose every answer costs much is asked less often,
+// and one with a slow answer now and then as often as ever.
+func TestDearAnswers(t *testing.T) {
+	ms := time.Millisecond
+	for _, c := range []struct {
+		name string
+		took []time.Duration
+		want time.Duration
+	}{
+		{"none yet", nil, 0},
+		{"few yet", []time.Duration{400 * ms, 400 * ms}, 0},
+		{"quick", slices.Repeat([]time.Duration{3 * ms}, 8), 0},
+		{"quick but for an election", append(slices.Repeat([]time.Duration{2 * time.Second}, 7), 3*ms), 0},
+		{"dear", slices.Repeat([]time.Duration{150 * ms, 200 * ms}, 4), time.Second},
+		{"dearest", slices.Repeat([]time.Duration{2 * time.Second}, 8), standby - interval},
+		{"quick again", append(slices.Repeat([]time.Duration{2 * time.Second}, 8), 3*ms), 0},
+	} {
+		var l lately
+		for _, took := range c.took {
+			l.add(took)
+		}
+		if got := l.dear(); got != c.want {
+			t.Errorf("%s: %s, not %s", c.name, got, c.want)
+		}
+	}
+}

@@ -66,6 +66,11 @@ func (n *Node) write(p string, content []byte, mode os.FileMode) error {
 	return nil
 }
 
+// readyProbeSeconds is how often a part of the control plane is asked whether it
+// is ready; kubeadm has an API server asked every second. Nothing depends on it:
+// the balancers ask for themselves.
+const readyProbeSeconds = 10
+
 // patientProbes is how many of its liveness probes, one every ten seconds, a
 // part of the control plane may fail before it is started again. kubeadm's 8 end
 // an API server that is only slow, and what its start costs is due once more;
@@ -75,7 +80,11 @@ const patientProbes = 60
 // placePatches writes what is changed in kubeadm's manifests.
 func (n *Node) placePatches() error {
 	for _, name := range []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
-		patch := fmt.Sprintf(`{"spec":{"containers":[{"name":%q,"livenessProbe":{"failureThreshold":%d}}]}}`, name, patientProbes)
+		probes := fmt.Sprintf(`"livenessProbe":{"failureThreshold":%d}`, patientProbes)
+		if name == "kube-apiserver" {
+			probes += fmt.Sprintf(`,"readinessProbe":{"periodSeconds":%d}`, readyProbeSeconds)
+		}
+		patch := fmt.Sprintf(`{"spec":{"containers":[{"name":%q,%s}]}}`, name, probes)
 		if err := n.write(patchesDir+"/"+name+"+strategic.json", []byte(patch+"\n"), 0o644); err != nil {
 			return err
 		}
