@@ -6,7 +6,7 @@
 #   make image      bake Debian 13 with Kubernetes into out/
 #   make e2e        the stories that boot what was baked, of up to three machines (in CI: of one); RUN=name for one
 #   make e2e-all    the stories that take hours as well: clusters of six and eight machines (12 GiB of memory), power cuts in every phase, ten minutes at Ready
-#   make chaos      founding on real etcd in network namespaces: agents killed after each step, 200 random schedules; SEED=n for one, chaos-short for 12
+#   make chaos      real etcd in network namespaces, founded, repaired and written to: agents killed after each step, 200 random schedules; SEED=n for one, chaos-short for 12
 #   make integration  machines in namespaces become a cluster with the real kubeadm, etcd and control plane (root; after a bake from source)
 #   make bench      speed and memory, as ratios in one run
 #   make bench-boot time from the kernel's start to Ready, beside kubeadm by hand
@@ -69,7 +69,7 @@ e2e: deps build
 	KIMAGE_E2E_MACHINES=$(MACHINES) $(GO) test -tags e2e -count=1 -v -timeout $$((20 + 40 * $(MACHINES)))m -run '$(RUN)' ./e2e
 
 SEED ?= 0
-CHAOS := $(GO) test -tags chaos -count=1 -v -run "TestChaos$$|TestEtcd" -parallel 3 -timeout 60m ./bootstrap/etcd -seed $(SEED)
+CHAOS := $(GO) test -tags chaos -count=1 -v -run "TestChaos$$|TestChaosRepair|TestEtcd" -parallel 3 -timeout 4h ./bootstrap/etcd -seed $(SEED)
 # Most of their time these wait for etcd.
 STEPS := $(GO) test -tags chaos -count=1 -v -run TestChaosSteps -parallel 8 -timeout 20m ./bootstrap/etcd
 chaos: deps

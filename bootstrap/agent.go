@@ -177,7 +177,7 @@ func (a *Agent) newEtcd(ctx context.Context) (*etcd.Agent, error) {
 	keeps := false
 	return etcd.New(etcd.Config{Name: a.name, Address: a.conf.Node.Addresses[0], Cluster: a.conf.Cluster, Roster: signed, State: Data + "/state", Settled: 5 * time.Second,
 		Mounted: func() error { _, err := findData(); return err },
-		Running: etcdRuns, Start: startEtcd, Halt: haltEtcd, Logf: a.logf, Clock: func(name string, c *peer.Clock) { a.seen.noteClock(name, byEtcd, c) },
+		Running: etcdRuns, Start: startEtcd, Halt: haltEtcd, Ended: etcdWords, Logf: a.logf, Clock: func(name string, c *peer.Clock) { a.seen.noteClock(name, byEtcd, c) },
 		Report: func(act etcd.Action) {
 			if act.Do == etcd.Keep && !keeps {
 				select {
@@ -251,7 +251,7 @@ func (a *Agent) runKube(ctx context.Context) error {
 			a.clock.looked(awaits)
 		case err != nil && ctx.Err() == nil:
 			failure = fmt.Sprintf("%s: %v", act.Verb, err)
-			if said == "" {
+			if failure != said {
 				a.logf("%s", failure)
 			}
 		}

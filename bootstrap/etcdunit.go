@@ -25,10 +25,31 @@ func startEtcd(ctx context.Context, l etcd.Launch) error {
 	if err := os.MkdirAll(filepath.Dir(etcdArgs), 0o755); err != nil {
 		return err
 	}
-	if err := atomicfile.Write(etcdArgs, fmt.Appendf(nil, "ETCD_DATA=%s\nETCD_ARGS=%s\n", l.Data, strings.Join(l.Argv, " ")), 0o644); err != nil {
+	joins := ""
+	if l.Joins {
+		joins = "yes"
+	}
+	if err := atomicfile.Write(etcdArgs, fmt.Appendf(nil, "ETCD_DATA=%s\nETCD_JOINS=%s\nETCD_ARGS=%s\n", l.Data, joins, strings.Join(l.Argv, " ")), 0o644); err != nil {
 		return err
 	}
 	return run.Run(ctx, run.Cmd{Argv: []string{"systemctl", "--no-block", "start", etcdUnit}})
+}
+
+// etcdWords are the last lines that etcd wrote in its last run.
+func etcdWords(ctx context.Context) (string, error) {
+	id, err := run.Output(ctx, run.Cmd{Argv: []string{"systemctl", "show", "--property=InvocationID", "--value", etcdUnit}})
+	if err != nil {
+		return "", fmt.Errorf("asking systemd for %s: %w", etcdUnit, err)
+	}
+	invocation := strings.TrimSpace(string(id))
+	if invocation == "" {
+		return "", nil // not since this boot
+	}
+	out, err := run.Output(ctx, run.Cmd{Argv: []string{"journalctl", "_SYSTEMD_INVOCATION_ID=" + invocation, "--lines=40", "--output=cat", "--no-pager", "--quiet"}})
+	if err != nil {
+		return "", fmt.Errorf("reading why etcd ended: %w", err)
+	}
+	return string(out), nil
 }
 
 func haltEtcd(ctx context.Context) error {

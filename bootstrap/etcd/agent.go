@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -31,8 +32,8 @@ type Config struct {
 	PKI     string                // empty: nodeconf.PKIDir
 	Etcdutl string                // program; empty: etcdutl
 
-	Heartbeat time.Duration // of etcd, the same on all members; 0: half a second
-	Election  time.Duration // of etcd, the same on all members; 0: five seconds
+	Heartbeat time.Duration // of etcd, the same on all members; 0: see timing
+	Election  time.Duration // of etcd, the same on all members; 0: see timing
 	Interval  time.Duration // between looks while something is awaited; 0: a second
 	Settled   time.Duration // between looks while etcd runs; 0: ten seconds
 	Timeout   time.Duration // of one question; 0: five seconds
@@ -43,6 +44,8 @@ type Config struct {
 	Running func(context.Context) (bool, error)
 	// Start starts etcd; on one that runs already it does nothing.
 	Start func(context.Context, Launch) error
+	// Ended returns the last words of an etcd that does not run; nil: it has none.
+	Ended func(context.Context) (string, error)
 	// Halt stops etcd and returns when it has ended.
 	Halt func(context.Context) error
 
@@ -58,12 +61,19 @@ type Agent struct {
 	cfg    Config
 	member *member
 	trust  *trust
+	proofs bool    // the others are to prove a quorum, because the own etcd does not run
+	etcd   members // the own one; nil: it is not asked, and repairs nothing
+	view   *viewCache
+	survey func(ctx context.Context, prove bool) // asks all other members
 	ask    func(context.Context, nodeconf.Member, Question) (Status, error)
 	make   func(context.Context, Record) (string, error)
 	woken  chan struct{}
 
 	mu      sync.Mutex
 	answers map[string]Answer
+	heard   map[string]time.Time    // when a peer last answered; of one that never did, when it was first asked
+	counts  map[string]Count        // those that are noted, by name
+	callers map[string]caller       // who asks and is not in the roster, by name
 	offers  []nodeconf.SignedRoster // not yet looked at
 	last    Action
 }
@@ -80,9 +90,6 @@ func New(cfg Config) (*Agent, error) {
 	}
 	fill(&cfg.PKI, nodeconf.PKIDir)
 	fill(&cfg.Etcdutl, "etcdutl")
-	heartbeat, election := timing(cfg.roster())
-	fill(&cfg.Heartbeat, heartbeat)
-	fill(&cfg.Election, election)
 	fill(&cfg.Interval, time.Second)
 	fill(&cfg.Settled, 10*time.Second)
 	fill(&cfg.Timeout, 5*time.Second)
@@ -97,6 +104,9 @@ func New(cfg Config) (*Agent, error) {
 	a.trust = t
 	a.ask = newClient(t, cfg.Cluster.UID, AgentPort, cfg.Timeout).ask
 	a.make = a.restore
+	if a.etcd, err = newGateway(cfg.PKI, cfg.Address, "https://"+net.JoinHostPort(cfg.Address, strconv.Itoa(ClientPort)), "http://"+net.JoinHostPort("127.0.0.1", strconv.Itoa(MetricsPort)), cfg.Timeout); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -112,7 +122,7 @@ func newAgent(cfg Config, d disk) *Agent {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Agent{
+	a := &Agent{
 		cfg: cfg,
 		member: &member{name: cfg.Name, uid: cfg.Cluster.UID, disk: d,
 			random: func() string { return strings.ToLower(rand.Text()) },
@@ -120,9 +130,15 @@ func newAgent(cfg Config, d disk) *Agent {
 				return s.Open(cfg.Cluster.RosterKey, cfg.Cluster.UID)
 			})},
 		woken:   make(chan struct{}, 1),
+		view:    &viewCache{now: cfg.Now},
 		answers: map[string]Answer{},
+		heard:   map[string]time.Time{},
+		counts:  map[string]Count{},
+		callers: map[string]caller{},
 		offers:  []nodeconf.SignedRoster{cfg.Roster},
 	}
+	a.survey = a.askAll
+	return a
 }
 
 // Run answers the other agents and founds, until ctx ends.
@@ -147,7 +163,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		switch act.Do {
 		case Keep:
 			pause = a.cfg.Settled
-		case TakeRoster, Renew, Hold, Found, SetAside:
+		case TakeRoster, Renew, Hold, Found, SetAside, Join, Joined:
 			pause = 0
 		}
 		select {
@@ -180,36 +196,70 @@ func (a *Agent) listen(ctx context.Context) (net.Listener, error) {
 
 // round is one look, decision and step.
 func (a *Agent) round(ctx context.Context) Action {
-	a.askAll(ctx)
+	a.survey(ctx, a.proofs)
 	s := a.observe(ctx)
 	act := Decide(s)
 	a.report(act)
 	if err := a.apply(ctx, s, act); err != nil && !errors.Is(err, errMoved) && ctx.Err() == nil {
-		act = Action{Do: Wait, Why: err.Error()}
+		if act.Do == Keep {
+			act.Why = "etcd runs; " + err.Error()
+		} else {
+			act = Action{Do: Wait, Why: err.Error()}
+		}
 		a.report(act)
 	}
 	return act
 }
 
 // askAll asks every other member and waits for the answers.
-func (a *Agent) askAll(ctx context.Context) {
+func (a *Agent) askAll(ctx context.Context, prove bool) {
 	s := a.member.observe()
-	if s.Facts.Roster == nil {
-		return
-	}
 	var wg sync.WaitGroup
-	for _, m := range s.Roster.Members {
-		if m.Name != a.cfg.Name {
-			wg.Go(func() { a.askOne(ctx, m, s, nil) })
-		}
+	for _, m := range a.peers(s) {
+		wg.Go(func() { a.askOne(ctx, m, s, nil, prove) })
 	}
 	wg.Wait()
 }
 
+// caller is another etcd machine that asked this one.
+type caller struct {
+	nodeconf.Member
+	at time.Time
+}
+
+// callerAge is how long somebody who is not in the roster is asked back: a
+// member that left it is one until its successors are.
+const callerAge = 5 * time.Minute
+
+// peers are all that are asked: the roster's other members, and who asks.
+func (a *Agent) peers(s State) (all []nodeconf.Member) {
+	if s.Facts.Roster == nil {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, m := range s.Roster.Members {
+		if m.Name != a.cfg.Name {
+			all = append(all, m)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(a.callers)) {
+		c := a.callers[name]
+		switch {
+		case a.cfg.Now().Sub(c.at) > callerAge:
+			delete(a.callers, name)
+			delete(a.answers, name)
+		case !slices.ContainsFunc(all, func(m nodeconf.Member) bool { return m.Name == name }):
+			all = append(all, c.Member)
+		}
+	}
+	return all
+}
+
 // askOne asks one member, and hears the answer.
-func (a *Agent) askOne(ctx context.Context, m nodeconf.Member, s State, rec *Record) {
+func (a *Agent) askOne(ctx context.Context, m nodeconf.Member, s State, rec *Record, prove bool) {
 	sent := a.cfg.Now()
-	st, err := a.ask(ctx, m, Question{ClusterUID: a.cfg.Cluster.UID, Roster: *s.Facts.Roster, Record: rec})
+	st, err := a.ask(ctx, m, Question{ClusterUID: a.cfg.Cluster.UID, Roster: *s.Facts.Roster, Record: rec, Prove: prove, PeerURL: a.peerURL(s)})
 	now := a.cfg.Now()
 	answer := Answer{AskedAfter: s.Writes, Status: st}
 	if err != nil {
@@ -227,10 +277,27 @@ func (a *Agent) askOne(ctx context.Context, m nodeconf.Member, s State, rec *Rec
 func (a *Agent) hear(name string, answer Answer) {
 	a.mu.Lock()
 	a.answers[name] = answer
+	if _, asked := a.heard[name]; !asked || answer.Err == "" {
+		a.heard[name] = a.cfg.Now()
+	}
 	a.mu.Unlock()
 	if answer.Status.Roster != nil {
 		a.offer(*answer.Status.Roster)
 	}
+	count := Count{answer.Status.Incarnation, answer.Status.Counter}
+	a.mu.Lock()
+	known := answer.Err != "" || a.counts[name] == count
+	a.mu.Unlock()
+	if known {
+		return
+	}
+	if err := a.member.heard(name, count); err != nil {
+		a.cfg.Logf("etcd: noting how often %s has started: %v", name, err)
+		return
+	}
+	a.mu.Lock()
+	a.counts[name] = count
+	a.mu.Unlock()
 }
 
 // offer keeps a roster to be looked at.
@@ -260,23 +327,32 @@ func (a *Agent) wake() {
 }
 
 // observe is the state that is decided on.
-func (a *Agent) observe(ctx context.Context) State {
-	s := a.member.observe()
+func (a *Agent) observe(ctx context.Context) (s State) {
+	s = a.member.observe()
 	if s.Unknown != "" {
 		return s
 	}
-	if s.Facts.Data {
+	if s.Facts.Data || s.Facts.joining() {
 		var err error
 		if s.Running, err = a.cfg.Running(ctx); err != nil {
 			s.Unknown = err.Error()
 			return s
 		}
+		if s.Facts.Data && s.Facts.Incarnation.Started && !s.Running && a.cfg.Ended != nil {
+			if s.Ended, err = a.cfg.Ended(ctx); err != nil {
+				s.Unknown = err.Error()
+				return s
+			}
+		}
 	}
+	a.proofs = unusableBy(s.Ended) != ""
+	defer func() { s.View, s.Hears = a.members(ctx, s) }()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s.Answers = map[string]Answer{}
+	s.Answers, s.Silent = map[string]Answer{}, map[string]time.Duration{}
 	for name, answer := range a.answers {
 		s.Answers[name] = answer
+		s.Silent[name] = a.cfg.Now().Sub(a.heard[name])
 	}
 	s.Offer, s.Refused = a.highest(s)
 	return s
@@ -312,14 +388,23 @@ func (a *Agent) highest(s State) (offer *nodeconf.SignedRoster, refused string) 
 // apply does what was decided, if nothing was written since.
 func (a *Agent) apply(ctx context.Context, s State, act Action) error {
 	switch act.Do {
-	case Stop, Wait, Keep:
+	case Stop, Wait:
 		return nil
+	case Keep:
+		if act.Repair.Do == "" {
+			return nil
+		}
+		return a.repair(ctx, act.Repair)
 	case TakeRoster:
 		return a.member.takeRoster(s, act.Roster)
 	case Renew:
 		return a.member.renew(s)
 	case Hold:
 		return a.member.hold(s, act.Record)
+	case Join:
+		return a.member.join(s, act.Cluster)
+	case Joined:
+		return a.member.joined(s)
 	case Propose:
 		a.propose(ctx, s, act)
 		return nil
@@ -334,13 +419,14 @@ func (a *Agent) apply(ctx context.Context, s State, act Action) error {
 		if err := a.member.started(s); err != nil {
 			return err
 		}
-		return a.cfg.Start(ctx, a.cfg.launch(s.Facts.Incarnation.ID, s.peerURL()))
+		return a.cfg.Start(ctx, a.cfg.launch(s.Facts, s.Roster, a.peerURL(s)))
 	}
 	return fmt.Errorf("BUG: no way to do %q", act.Do)
 }
 
-// peerURL is where the own etcd listens: as the cluster knows it.
-func (s State) peerURL() string {
+// peerURL is where the own etcd listens: as the cluster knows it. One that left
+// the roster is a member until it is replaced.
+func (a *Agent) peerURL(s State) string {
 	if rec := s.Facts.held(s.Self); rec != nil {
 		return rec.peerURL(s.Self)
 	}
@@ -349,14 +435,14 @@ func (s State) peerURL() string {
 			return m.PeerURL
 		}
 	}
-	return ""
+	return "https://" + net.JoinHostPort(a.cfg.Address, strconv.Itoa(PeerPort))
 }
 
 // propose sends a record to those that do not hold it.
 func (a *Agent) propose(ctx context.Context, s State, act Action) {
 	for _, m := range s.Roster.Members {
 		if slices.Contains(act.To, m.Name) {
-			a.askOne(ctx, m, s, &act.Record)
+			a.askOne(ctx, m, s, &act.Record, false)
 		}
 	}
 	a.wake()

@@ -3,6 +3,7 @@
 package etcd
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -41,6 +42,13 @@ const isKIMAGE = "this is KIMAGE"
 
 // TestMain: the test program is also the agent, so that it can be killed.
 func TestMain(m *testing.M) {
+	if w := os.Getenv(writerVariable); w != "" {
+		var client writer
+		if err := json.Unmarshal([]byte(w), &client); err != nil {
+			log.Fatal(err)
+		}
+		log.Fatal(client.run(context.Background()))
+	}
 	file := os.Getenv("KIMAGE_CHAOS_AGENT")
 	if file == "" {
 		os.Exit(m.Run())
@@ -71,6 +79,10 @@ func (n chaosNode) run(ctx context.Context) error {
 		},
 		Running: func(context.Context) (bool, error) { return etcdOf(n.state()) != 0, nil },
 		Start:   n.start,
+		Ended: func(context.Context) (string, error) {
+			data, err := os.ReadFile(filepath.Join(n.Dir, "etcd.log"))
+			return string(data[max(0, bytes.LastIndex(data, []byte(etcdStarts))):]), err
+		},
 		Halt: func(ctx context.Context) error {
 			for ; etcdOf(n.state()) != 0 && ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
 				syscall.Kill(etcdOf(n.state()), syscall.SIGTERM)
@@ -98,6 +110,9 @@ func (n chaosNode) run(ctx context.Context) error {
 	return a.Run(ctx)
 }
 
+// etcdStarts begins what one etcd wrote.
+const etcdStarts = "--- an etcd starts\n"
+
 func (n chaosNode) start(_ context.Context, l Launch) error {
 	if etcdOf(n.state()) != 0 {
 		return nil
@@ -107,6 +122,7 @@ func (n chaosNode) start(_ context.Context, l Launch) error {
 		return err
 	}
 	defer out.Close()
+	out.WriteString(etcdStarts)
 	cmd := exec.Command(n.Etcd, l.Argv...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

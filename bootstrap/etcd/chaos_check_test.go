@@ -91,7 +91,7 @@ func (c *checker) look(machines []*chaosMachine) error {
 			entries, _ = filepath.Glob(filepath.Join(m.Dir, "disk.away", "state", dataDir, "*"))
 		}
 		for _, dir := range entries {
-			name := filepath.Base(dir)
+			name := strings.TrimPrefix(filepath.Base(dir), asideHead)
 			if strings.HasSuffix(name, partial) {
 				continue
 			}

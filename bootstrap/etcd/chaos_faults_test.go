@@ -13,8 +13,8 @@ import (
 
 // fault throws one fault.
 func (c *chaos) fault() {
-	m := c.machines[c.r.IntN(3)]
-	o := c.machines[c.r.IntN(3)]
+	m := c.machines[c.r.IntN(len(c.machines))]
+	o := c.machines[c.r.IntN(len(c.machines))]
 	switch x := c.r.IntN(100); {
 	case x < 12:
 		c.note("%s: kill -9 of the agent", m.Name)

@@ -19,7 +19,7 @@ func TestEtcdIdle(t *testing.T) {
 	// handshake per look, takes ten times as much.
 	const limit = 0.1
 	t.Setenv("GOMAXPROCS", "1") // as in the agent's unit
-	c := newChaos(t, 2, programs(t))
+	c := newChaos(t, 2, programs(t), 3)
 	for _, m := range c.machines {
 		m.Settled = 5 * time.Second // as on a node
 		c.tell(m)

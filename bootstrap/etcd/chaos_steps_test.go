@@ -110,7 +110,7 @@ func TestChaosSteps(t *testing.T) {
 				for n := range moreSteps {
 					t.Run(fmt.Sprint(name, n+1), func(t *testing.T) {
 						t.Parallel()
-						c := newChaos(t, uint64(1_000_000+n*100+i*10+len(rounds)), built)
+						c := newChaos(t, uint64(1_000_000+n*100+i*10+len(rounds)), built, 3)
 						steps[i][n] = c.killedAfter(c.machines[i], n+1, round == "power", built["etcdutl"])
 					})
 				}

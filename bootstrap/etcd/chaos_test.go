@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -81,11 +82,14 @@ type chaos struct {
 	t        *testing.T
 	r        *rand.Rand
 	ns       string // of the switch; the machines' begin with it
+	key      ed25519.PrivateKey
+	roster   nodeconf.Roster // the newest
 	machines []*chaosMachine
 	etcdctl  string
 	check    checker
-	lost     int // disks and data that may still be lost
-	cuts     int // of power, in etcd's first moments
+	acked    string // file of the client's, see write
+	lost     int    // disks and data that may still be lost
+	cuts     int    // of power, in etcd's first moments
 	log      []string
 	undo     []func()
 }
@@ -106,7 +110,8 @@ func (c *chaos) must(err error) {
 	}
 }
 
-func newChaos(t *testing.T, seed uint64, programs map[string]string) *chaos {
+// newChaos makes machines a, b, c, ..., of which the first three found.
+func newChaos(t *testing.T, seed uint64, programs map[string]string, machines int) *chaos {
 	c := &chaos{t: t, r: rand.New(rand.NewPCG(seed, 2)), ns: fmt.Sprintf("kimage-%d-%d", os.Getpid(), seed), etcdctl: programs["etcdctl"],
 		check: checker{incarnation: map[uint64]string{}, member: map[string]uint64{}}}
 	c.lost = []int{0, 1, 1, 2, 3}[c.r.IntN(5)]
@@ -115,26 +120,18 @@ func newChaos(t *testing.T, seed uint64, programs map[string]string) *chaos {
 	c.must(c.ip("netns", "add", c.ns))
 	c.must(c.ip("-n", c.ns, "link", "add", "name", "switch", "type", "bridge"))
 	c.must(c.ip("-n", c.ns, "link", "set", "dev", "switch", "up"))
-	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
-	cluster := nodeconf.Cluster{Name: "chaos", UID: fmt.Sprint("chaos-", seed), RosterKey: base64.StdEncoding.EncodeToString(key.Public().(ed25519.PublicKey)), Issued: time.Now().Add(-time.Hour)}
-	roster := nodeconf.Roster{ClusterUID: cluster.UID, Generation: 1, Serial: 1, Issued: cluster.Issued}
-	for i, name := range []string{"a", "b", "c"} {
-		address := fmt.Sprintf("10.99.0.%d", i+1)
-		roster.Founding = append(roster.Founding, name)
-		roster.Members = append(roster.Members, nodeconf.Member{Name: name, PeerURL: "https://" + address + ":2380"})
+	c.key = ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	cluster := nodeconf.Cluster{Name: "chaos", UID: fmt.Sprint("chaos-", seed), RosterKey: base64.StdEncoding.EncodeToString(c.key.Public().(ed25519.PublicKey)), Issued: time.Now().Add(-time.Hour)}
+	c.roster = nodeconf.Roster{ClusterUID: cluster.UID, Generation: 1, Serial: 1, Issued: cluster.Issued, Founding: []string{"a", "b", "c"}}
+	for i := range machines {
+		name, address := string(rune('a'+i)), fmt.Sprintf("10.99.0.%d", i+1)
 		c.machines = append(c.machines, &chaosMachine{ns: c.ns + name, chaosNode: chaosNode{Name: name, Address: address, Dir: filepath.Join(dir, name), Cluster: cluster, Etcd: programs["etcd"]}})
 	}
-	signed, err := roster.Sign(key)
-	c.must(err)
+	signed := c.sign(c.machines[:3])
 	etcdCA, peerCA := newAuthority(t, "etcd"), newAuthority(t, "peer")
 	for _, m := range c.machines {
 		m.Roster = signed
-		c.must(c.ip("netns", "add", m.ns))
-		c.must(c.ip("-n", m.ns, "link", "add", "name", "eth0", "type", "veth", "peer", "name", m.Name+"0", "netns", c.ns))
-		c.must(c.ip("-n", c.ns, "link", "set", "dev", m.Name+"0", "master", "switch", "up"))
-		c.must(c.ip("-n", m.ns, "link", "set", "dev", "lo", "up"))
-		c.must(c.ip("-n", m.ns, "link", "set", "dev", "eth0", "up"))
-		c.must(c.ip("-n", m.ns, "address", "add", m.Address+"/24", "dev", "eth0"))
+		c.connect(m.ns, m.Name+"0", m.Address)
 		pki := filepath.Join(m.Dir, "pki")
 		c.must(os.MkdirAll(pki, 0o700))
 		c.must(os.WriteFile(filepath.Join(pki, nodeconf.EtcdCA+".crt"), etcdCA.pem, 0o600))
@@ -149,6 +146,28 @@ func newChaos(t *testing.T, seed uint64, programs map[string]string) *chaos {
 		c.image(m)
 	}
 	return c
+}
+
+// connect makes a network namespace that is connected to the switch.
+func (c *chaos) connect(ns, port, address string) {
+	c.must(c.ip("netns", "add", ns))
+	c.must(c.ip("-n", ns, "link", "add", "name", "eth0", "type", "veth", "peer", "name", port, "netns", c.ns))
+	c.must(c.ip("-n", c.ns, "link", "set", "dev", port, "master", "switch", "up"))
+	c.must(c.ip("-n", ns, "link", "set", "dev", "lo", "up"))
+	c.must(c.ip("-n", ns, "link", "set", "dev", "eth0", "up"))
+	c.must(c.ip("-n", ns, "address", "add", address+"/24", "dev", "eth0"))
+}
+
+// sign makes these machines the members of the roster.
+func (c *chaos) sign(members []*chaosMachine) nodeconf.SignedRoster {
+	c.roster.Members = nil
+	for _, m := range members {
+		c.roster.Members = append(c.roster.Members, nodeconf.Member{Name: m.Name, PeerURL: "https://" + m.Address + ":2380"})
+	}
+	slices.SortFunc(c.roster.Members, func(a, b nodeconf.Member) int { return strings.Compare(a.Name, b.Name) })
+	signed, err := c.roster.Sign(c.key)
+	c.must(err)
+	return signed
 }
 
 // end ends every process of the schedule, and its namespaces.
@@ -259,7 +278,6 @@ func (c *chaos) founded() (bool, string) {
 			lost++
 		case strings.HasPrefix(s, string(Keep)):
 			running++
-		case strings.HasPrefix(s, string(Wait)) && strings.Contains(s, "waits to be added"):
 		default:
 			return false, ""
 		}
@@ -267,20 +285,21 @@ func (c *chaos) founded() (bool, string) {
 	if lost == 3 {
 		return true, "a majority was lost, and all say so"
 	}
-	if running < 2 {
+	if running < 3 {
 		return false, ""
 	}
 	for _, m := range c.machines {
 		if !strings.HasPrefix(m.said(), string(Keep)) {
 			continue
 		}
-		pki := func(name string) string { return filepath.Join(m.Dir, "pki", name) }
-		argv := []string{"ip", "netns", "exec", m.ns, c.etcdctl, "--endpoints=https://" + m.Address + ":2379", "--cacert=" + pki(nodeconf.EtcdCA+".crt"),
-			"--cert=" + pki(nodeconf.EtcdAgent+".crt"), "--key=" + pki(nodeconf.EtcdAgent+".key"), "--command-timeout=3s"}
-		if err := run.Run(c.t.Context(), run.Cmd{Argv: append(argv, "put", "from-"+m.Name, m.Name)}); err != nil {
+		if _, err := c.ctl(m, "put", "from-"+m.Name, m.Name); err != nil {
 			return false, ""
 		}
-		out, err := run.Output(c.t.Context(), run.Cmd{Argv: append(argv, "endpoint", "status", "--write-out=json")})
+		out, err := c.ctl(m, "member", "list")
+		if err != nil || strings.Count(string(out), ", started, ") != 3 || strings.Count(string(out), ", false\n") != 3 {
+			return false, ""
+		}
+		out, err = c.ctl(m, "endpoint", "status", "--write-out=json")
 		var status []struct {
 			Status struct {
 				Header struct {
@@ -301,16 +320,16 @@ func (c *chaos) founded() (bool, string) {
 			c.t.Errorf("%s: etcd says cluster %x, member %x; recorded are %s, %x", m.Name, h.Cluster, h.Member, pin.ID, c.check.member[pin.Incarnation])
 		}
 	}
-	return true, fmt.Sprintf("%d members serve", running)
+	return true, "all members serve"
 }
 
 // TestEtcdMakesNoData: an etcd whose data was removed between the agent's last
 // look and its start must not come back as the member that it was. It knows
 // nobody whom it could ask, and ends.
 func TestEtcdMakesNoData(t *testing.T) {
-	c := newChaos(t, 0, programs(t))
+	c := newChaos(t, 0, programs(t), 3)
 	m := c.machines[0]
-	l := Config{Name: m.Name, Address: m.Address, State: m.state(), PKI: filepath.Join(m.Dir, "pki"), Heartbeat: defaultHeartbeat, Election: defaultElection}.launch("gone", "https://"+m.Address+":2380")
+	l := Config{Name: m.Name, Address: m.Address, State: m.state(), PKI: filepath.Join(m.Dir, "pki"), Heartbeat: defaultHeartbeat, Election: defaultElection}.launch(Facts{Incarnation: Incarnation{ID: "gone"}}, c.roster, "https://"+m.Address+":2380")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	err := run.Run(ctx, run.Cmd{Argv: append([]string{"ip", "netns", "exec", m.ns, m.Etcd}, l.Argv...)})
@@ -336,25 +355,30 @@ func TestChaos(t *testing.T) {
 	for _, seed := range seeds {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			t.Parallel()
-			c := newChaos(t, seed, built)
-			t.Cleanup(func() {
-				if t.Failed() {
-					t.Logf("again: make chaos SEED=%d\n%s", seed, strings.Join(c.log, "\n"))
-					for _, m := range c.machines {
-						for _, f := range []string{"agent.log", "etcd.log"} {
-							data, _ := os.ReadFile(filepath.Join(m.Dir, f))
-							lines := bytes.Split(data, []byte("\n"))
-							t.Logf("%s of %s:\n%.6000s", f, m.Name, bytes.Join(lines[max(0, len(lines)-25):], []byte("\n")))
-						}
-					}
-				}
-			})
+			c := newChaos(t, seed, built, 3)
+			t.Cleanup(func() { c.explain(seed) })
 			c.run()
 		})
 	}
 }
 
-func (c *chaos) run() {
+// explain logs what led to a failure.
+func (c *chaos) explain(seed uint64) {
+	if !c.t.Failed() {
+		return
+	}
+	c.t.Logf("again: make chaos SEED=%d\n%s", seed, strings.Join(c.log, "\n"))
+	for _, m := range c.machines {
+		for _, f := range []string{"agent.log", "etcd.log"} {
+			data, _ := os.ReadFile(filepath.Join(m.Dir, f))
+			lines := bytes.Split(data, []byte("\n"))
+			c.t.Logf("%s of %s:\n%.6000s", f, m.Name, bytes.Join(lines[max(0, len(lines)-25):], []byte("\n")))
+		}
+	}
+}
+
+// start boots all machines at about the same time.
+func (c *chaos) start() {
 	for _, m := range c.r.Perm(3) {
 		if c.r.IntN(3) == 0 {
 			c.arm(c.machines[m])
@@ -362,6 +386,10 @@ func (c *chaos) run() {
 		c.boot(c.machines[m])
 		time.Sleep(time.Duration(c.r.IntN(300)) * time.Millisecond)
 	}
+}
+
+func (c *chaos) run() {
+	c.start()
 	faults := 8 + c.r.IntN(12)
 	for range faults {
 		c.fault()

@@ -24,6 +24,12 @@ type State struct {
 	Writes  uint64            // how often this process wrote its facts
 	Answers map[string]Answer // by the name of the peer
 	Running bool              // the own etcd process runs
+
+	Ended   string                   // if etcd should run and does not: its last words
+	View    *View                    // what the own etcd said of its members lately; nil: nothing
+	Hears   map[string]bool          // the IDs of those with which it is connected
+	Silent  map[string]time.Duration // by the name of the peer: since when it has not answered
+	Proving bool                     // the answers are to Question.Prove
 }
 
 // Answer is what a peer said, or why it said nothing.
@@ -48,7 +54,9 @@ const (
 	Propose    Verb = "propose"     // Record to the members To
 	Found      Verb = "found"       // make the data of Record
 	Start      Verb = "start"       // etcd, on the data that is there
-	Keep       Verb = "keep"        // etcd runs
+	Join       Verb = "join"        // note that etcd joins Cluster
+	Joined     Verb = "joined"      // note that its data is whole
+	Keep       Verb = "keep"        // etcd runs; Repair, if there is something to
 )
 
 // Action is one step, and the reason for it in words for a person.
@@ -58,6 +66,9 @@ type Action struct {
 	Record Record
 	To     []string
 	Roster nodeconf.SignedRoster
+
+	Cluster Cluster
+	Repair  Step
 }
 
 // Decide says what a member does next. It is repeated until there is nothing
@@ -73,8 +84,14 @@ func Decide(s State) Action {
 		return Action{Do: Stop, Why: "this machine has no roster: " + nodeconf.RosterFile + " is written by first boot"}
 	case own.ID == "" && !s.Facts.Data:
 		return Action{Do: Renew, Why: "this machine has no data"}
+	case s.rolledBack() != "" && s.Facts.Data:
+		return Action{Do: SetAside, Why: fmt.Sprintf("an older copy of this disk was put back: %s has heard of a later state of it", s.rolledBack())}
+	case s.rolledBack() != "":
+		return Action{Do: Renew, Why: fmt.Sprintf("an older copy of this disk was put back: %s has heard of a later state of it", s.rolledBack())}
 	case s.Facts.lost():
 		return Action{Do: Renew, Why: "this machine's data is gone: it comes back as another member"}
+	case s.Facts.joining():
+		return joining(s)
 	case s.Facts.Data:
 		return withData(s)
 	}
@@ -93,6 +110,10 @@ func withData(s State) Action {
 		return Action{Do: SetAside, Why: fmt.Sprintf("the data is of generation %d, and the operator made generation %d", pin.Generation, s.Roster.Generation)}
 	case pin.Generation > s.Roster.Generation:
 		return Action{Do: Stop, Why: fmt.Sprintf("the data is of generation %d, and the roster of %d: give this machine the newer roster", pin.Generation, s.Roster.Generation)}
+	case s.removed() != "":
+		return Action{Do: SetAside, Why: s.removed() + " says that the cluster has removed this member"}
+	case !s.Running && unusableBy(s.Ended) != "":
+		return corrupt(s)
 	case !s.Running || !s.Facts.Incarnation.Started:
 		return Action{Do: Start, Why: "there is data"}
 	}
@@ -101,11 +122,53 @@ func withData(s State) Action {
 			return Action{Do: Keep, Why: majorityLost(lost, s.Self)}
 		}
 	}
-	return Action{Do: Keep, Why: "etcd runs" + also(s)}
+	a := Action{Do: Keep, Why: "etcd runs"}
+	if own := s.View.of(pin.Member); own != nil && !own.Learner {
+		step, why := nextStep(s)
+		if a.Repair = step; why != "" {
+			a.Why += "; " + why
+		}
+	}
+	a.Why += also(s)
+	return a
+}
+
+// joining is for a machine whose etcd makes its data from the members that it
+// joins. It is started once for that, while somebody says that the member is
+// this incarnation's: what it left, if it ended before its data was whole, is
+// not used again.
+func joining(s State) Action {
+	pin := s.Facts.Cluster
+	switch {
+	case s.removed() != "" || pin.Generation != s.Roster.Generation:
+		return Action{Do: SetAside, Why: "the cluster has removed this member before it had joined"}
+	case s.Running && s.Facts.Data:
+		return Action{Do: Joined, Why: "etcd has joined"}
+	case s.Running:
+		return Action{Do: Wait, Why: "etcd joins"}
+	case s.Facts.Data:
+		return Action{Do: Start, Why: "there is data"}
+	case s.Facts.Incarnation.Started:
+		return Action{Do: SetAside, Why: "etcd ended before it had joined: this machine comes back as another member"}
+	}
+	now := s.added(s.answers())
+	switch {
+	case now == nil:
+		return Action{Do: Wait, Why: "waits for a member that knows this one" + also(s)}
+	case *now != pin:
+		return Action{Do: Join, Why: "the members have changed", Cluster: *now}
+	}
+	return Action{Do: Start, Why: "this machine was added"}
 }
 
 // withoutData is for a machine that may become a member.
 func withoutData(s State) Action {
+	if now := s.added(s.answers()); now != nil {
+		return Action{Do: Join, Why: "this machine was added", Cluster: *now}
+	}
+	if !slices.ContainsFunc(s.Roster.Members, func(m nodeconf.Member) bool { return m.Name == s.Self }) {
+		return Action{Do: Wait, Why: "this machine is no etcd member by the newest roster: it can be switched off" + also(s)}
+	}
 	if !slices.Contains(s.Roster.Founding, s.Self) {
 		return Action{Do: Wait, Why: "not a founding member: waits to be added by the others" + also(s)}
 	}

@@ -87,7 +87,7 @@ func TestDecide(t *testing.T) {
 		{name: "data of an older generation", roster: next, facts: withData(r1, true), running: true, do: SetAside},
 		{name: "data of no recorded cluster", facts: Facts{Incarnation: Incarnation{ID: "b1"}, Data: true}, do: Stop, why: "another incarnation"},
 		{name: "data of another cluster than the record's", facts: func() Facts { f := withData(r1, true); f.Record = r2; return f }(), do: Stop, why: "would have founded another"},
-		{name: "no founding member", self: "x", facts: Facts{Incarnation: Incarnation{ID: "x1"}}, a: holds("a1", r1), do: Wait, why: "not a founding member"},
+		{name: "no member of the roster", self: "x", facts: Facts{Incarnation: Incarnation{ID: "x1"}}, a: holds("a1", r1), do: Wait, why: "can be switched off"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			roster := c.roster

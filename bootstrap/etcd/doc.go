@@ -1,7 +1,7 @@
 // Package etcd founds etcd by the agreement of all founding members, without a
-// person, a first among them, or a service outside.
+// person, a first among them, or a service outside, and repairs it afterwards.
 //
-// # How
+// # How it is founded
 //
 // A machine without data gives itself a random incarnation, and that is the
 // name its data directory will have. A record is one possible founding: the
@@ -49,9 +49,50 @@
 // not matter for any of this. founding.pml is the same protocol as a model that
 // Spin explores completely for three members.
 //
+// # How it is repaired
+//
+// A voter's agent compares what etcd says of its members (a View, read from a
+// quorum) with the roster and with what the other agents answer, and makes one
+// change at a time (nextStep):
+//
+//   - A member whose machine shows another incarnation has lost its data, and one
+//     that left the roster and is down will not come back: it is removed.
+//   - A machine of the roster that has no member and no data is added as a
+//     learner, and promoted when it has all data.
+//   - A member that left the roster and lives is removed last, when all of the
+//     roster are voters that serve.
+//
+// A register in etcd says of each member ID to which incarnation it belongs. An
+// entry is made once and never changed. A machine starts etcd without data only
+// for a member that is registered for its own incarnation, and only once: what
+// such a start leaves, if it ends before the data is whole, is set aside, and the
+// machine comes back as another incarnation.
+//
+// # Why that is safe
+//
+// A member ID has one incarnation, by the register, and an incarnation's data
+// directory is made once. So no member comes back without what it acknowledged
+// under the ID under which it did. etcd finds its own ID by its address among the
+// members that it is told of; that is the registered one, because there is no
+// other with that address: it was removed before this one was added.
+//
+// A change is made under a lock, after all others were asked again and have each
+// read from a quorum, so it is known that what remains is one. The lock's lease
+// may end while its holder sleeps. Then there are two that repair, and etcd
+// itself, by strict-reconfig-check, refuses what would end without a quorum; and
+// a change that is late names an ID, which nothing else ever has.
+//
+// A member that etcd hears is not removed on an agent's word: two machines have
+// one name, and a person must switch one off. Whoever joins asks for nothing: it
+// is the voters who look.
+//
+// Data that etcd cannot read counts as lost only by words of etcd's own
+// (unusable), and when another has read from a quorum meanwhile. It is set aside,
+// never deleted. A machine of which others have heard a later state, by the count
+// of its starts, has an older copy of its disk, and sets its data aside as well.
+//
 // # What it does not do
 //
-// It neither adds nor removes members of an etcd that was founded, and replaces
-// no lost majority: a person does (kimage recover). An older copy of one disk
-// that is put back is outside the promise.
+// It replaces no lost majority: a person does (kimage recover). Without a quorum
+// it changes nothing.
 package etcd

@@ -160,9 +160,10 @@ func (c *client) ask(ctx context.Context, to nodeconf.Member, q Question) (Statu
 	return st, nil
 }
 
-// handler answers other agents. Who may ask is a member of the own roster, or
-// of the one that it brings: that is how a newer roster gets here. Only the own
-// roster's members may propose.
+// handler answers other agents: all with a certificate of the peer authority may
+// ask, since those that left the roster are members until they are replaced, and
+// those that came may be in a newer one, which they bring. Only the own roster's
+// members may propose.
 func (a *Agent) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+questionPath, func(w http.ResponseWriter, r *http.Request) {
@@ -175,7 +176,7 @@ func (a *Agent) handler() http.Handler {
 			http.Error(w, "no certificate", http.StatusForbidden)
 			return
 		}
-		st, err := a.answer(r.TLS.PeerCertificates[0].Subject.CommonName, q)
+		st, err := a.answer(r.Context(), r.TLS.PeerCertificates[0].Subject.CommonName, q)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusForbidden)
 			return
@@ -188,22 +189,25 @@ func (a *Agent) handler() http.Handler {
 }
 
 // answer is what is said to the member name.
-func (a *Agent) answer(name string, q Question) (Status, error) {
+func (a *Agent) answer(ctx context.Context, name string, q Question) (Status, error) {
 	if q.ClusterUID != a.cfg.Cluster.UID {
 		return Status{}, fmt.Errorf("this is cluster %s, not %s", a.cfg.Cluster.UID, q.ClusterUID)
 	}
-	brought, err := a.member.open(q.Roster)
-	if err != nil {
+	if _, err := a.member.open(q.Roster); err != nil {
 		return Status{}, err
 	}
 	s := a.member.observe()
 	member := func(m nodeconf.Member) bool { return m.Name == name }
-	if !slices.ContainsFunc(brought.Members, member) && !slices.ContainsFunc(s.Roster.Members, member) {
-		return Status{}, fmt.Errorf("%s is no etcd member of the roster", name)
-	}
 	a.offer(q.Roster)
+	if name != a.cfg.Name && q.PeerURL != "" {
+		a.mu.Lock()
+		a.callers[name] = caller{nodeconf.Member{Name: name, PeerURL: q.PeerURL}, a.cfg.Now()}
+		a.mu.Unlock()
+	}
 	if q.Record == nil || !slices.ContainsFunc(s.Roster.Members, member) {
-		return s.tell(a.cfg.Cluster.UID), nil
+		st := s.tell(a.cfg.Cluster.UID)
+		a.live(ctx, &st, q.Prove)
+		return st, nil
 	}
 	st, err := a.member.accept(*q.Record)
 	if err != nil {

@@ -71,8 +71,7 @@ func TestEndpoint(t *testing.T) {
 	}{
 		{name: "a member", as: "b"},
 		{name: "a member of a newer roster only", as: "d", roster: 2},
-		{name: "a machine of no roster", as: "e", want: "no etcd member"},
-		{name: "a member of a newer roster, with the old one", as: "d", want: "no etcd member"},
+		{name: "a member that has left the roster", as: "e"},
 		{name: "another authority", as: "b", of: others, want: "remote error"},
 		{name: "another authority at the server", as: "b", trusts: others, want: "unknown authority"},
 		{name: "another machine at the address", as: "b", to: "c", want: "is a: two machines have one address"},

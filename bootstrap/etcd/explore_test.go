@@ -142,7 +142,7 @@ func (w *world) next() (all []*world) {
 			} else {
 				event(m.name+" asks "+peer.name+", which answers", func(c *world, ms []*simMachine) {
 					own := ms[i].agent.member.observe()
-					st, err := ms[j].agent.answer(m.name, Question{ClusterUID: "uid", Roster: c.rosters[0]})
+					st, err := ms[j].agent.answer(ctx, m.name, Question{ClusterUID: "uid", Roster: c.rosters[0]})
 					if err != nil {
 						c.fail("%v", err)
 					}

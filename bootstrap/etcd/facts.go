@@ -19,7 +19,8 @@ type Facts struct {
 	Record      *Record                // the record that is held; nil: none
 	Roster      *nodeconf.SignedRoster // the highest one that was verified; nil: none
 	Cluster     Cluster
-	Data        bool // a data directory of the incarnation's name is there, and whole
+	Heard       map[string]Count // of the other machines, by name
+	Data        bool             // a data directory of the incarnation's name is there, and whole
 }
 
 // Incarnation is one life of a member's data.
@@ -37,10 +38,20 @@ type Cluster struct {
 	ID          string `json:"id"` // etcd's cluster ID, in hexadecimal
 	Generation  int    `json:"generation"`
 	Incarnation string `json:"incarnation"`
+
+	Member  string `json:"member"`            // etcd's ID of this member, in hexadecimal
+	Added   int64  `json:"added,omitempty"`   // the store's revision when it was added; 0: it founded
+	Joining string `json:"joining,omitempty"` // the members to join, NAME=URL,...; empty: its data was seen to be whole
 }
 
 // lost says that the incarnation's data was used and is gone.
-func (f Facts) lost() bool { return f.Incarnation.Started && !f.Data }
+func (f Facts) lost() bool { return f.Incarnation.Started && !f.Data && !f.joining() }
+
+// joining says that etcd makes the incarnation's data by itself, from the members
+// that it joins. Until the agent has seen it whole nobody counts on it.
+func (f Facts) joining() bool {
+	return f.Cluster.Joining != "" && f.Cluster.Incarnation == f.Incarnation.ID
+}
 
 // held is the record that is held for this incarnation; nil: none.
 func (f Facts) held(name string) *Record {
@@ -56,6 +67,7 @@ const (
 	recordFile      = "record.json"
 	rosterFile      = "roster.json"
 	clusterFile     = "cluster.json"
+	heardFile       = "heard.json"
 
 	factsDir  = "agent"    // below the state directory
 	dataDir   = "etcd"     // below the state directory: one directory for each incarnation's data
@@ -91,7 +103,7 @@ func (d *stateDisk) prepare() error {
 		}
 	}
 	for _, p := range []string{filepath.Join(factsDir, incarnationFile), filepath.Join(factsDir, recordFile), filepath.Join(factsDir, rosterFile),
-		filepath.Join(factsDir, clusterFile), factsDir, dataDir, ".", ".."} {
+		filepath.Join(factsDir, clusterFile), filepath.Join(factsDir, heardFile), factsDir, dataDir, ".", ".."} {
 		if err := syncPath(filepath.Join(d.dir, p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -119,6 +131,7 @@ func (d *stateDisk) load() (Facts, error) {
 		{recordFile, f.Record, func() { f.Record = nil }},
 		{rosterFile, f.Roster, func() { f.Roster = nil }},
 		{clusterFile, &f.Cluster, func() {}},
+		{heardFile, &f.Heard, func() {}},
 	} {
 		data, err := os.ReadFile(filepath.Join(d.dir, factsDir, r.file))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -133,15 +146,15 @@ func (d *stateDisk) load() (Facts, error) {
 		}
 	}
 	var err error
-	if f.Data, err = d.data(f.Incarnation.ID); err != nil {
+	if f.Data, err = d.data(f.Incarnation.ID, f.joining()); err != nil {
 		return Facts{}, err
 	}
 	return f, nil
 }
 
 // data says whether the incarnation's data is there. All that it does not know
-// is an error.
-func (d *stateDisk) data(incarnation string) (bool, error) {
+// is an error; data that etcd is making is not there yet.
+func (d *stateDisk) data(incarnation string, joining bool) (bool, error) {
 	all := filepath.Join(d.dir, dataDir)
 	entries, err := os.ReadDir(all)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -155,10 +168,11 @@ func (d *stateDisk) data(incarnation string) (bool, error) {
 		case name != incarnation:
 			return false, fmt.Errorf("%s is data of which this agent knows nothing: move it away or, if it is etcd's, keep it and ask for help", filepath.Join(all, name))
 		default:
-			found = true
-			if err := whole(filepath.Join(all, name)); err != nil {
+			err := whole(filepath.Join(all, name))
+			if err != nil && !joining {
 				return false, err
 			}
+			found = err == nil
 		}
 	}
 	return found, nil

@@ -25,23 +25,31 @@ type Launch struct {
 	Argv        []string // without the program
 	Data        string   // the data directory, which is there
 	Incarnation string
+	Joins       bool // etcd makes its data by itself, from the members that it joins
 }
 
 // launch makes etcd's command line. It is the same on every member but for
 // names and addresses.
-func (c Config) launch(incarnation, peerURL string) Launch {
+func (c Config) launch(f Facts, r nodeconf.Roster, peerURL string) Launch {
+	heartbeat, election := timing(r)
+	fill(&c.Heartbeat, heartbeat)
+	fill(&c.Election, election)
 	host := c.Address
 	pki := func(name string) string { return filepath.Join(c.PKI, name) }
 	client := "https://" + net.JoinHostPort(host, strconv.Itoa(ClientPort))
+	incarnation, initial := f.Incarnation.ID, c.Name+"="+peerURL
+	if f.joining() {
+		initial = f.Cluster.Joining
+	}
 	data := filepath.Join(c.State, dataDir, incarnation)
-	return Launch{Data: data, Incarnation: incarnation, Argv: []string{
+	return Launch{Data: data, Incarnation: incarnation, Joins: f.joining(), Argv: []string{
 		"--name=" + c.Name,
 		"--data-dir=" + data,
-		// etcd only ever runs on data that is there. Never "new": it would make
-		// some. And it is told of no other member: without data it would ask them
-		// who has its address, and come back under the ID that lost its data.
+		// Never "new": it would make data. Only a member that was added for this
+		// very incarnation is told of the others; without data another would ask
+		// them who has its address, and come back under the ID that lost its data.
 		"--initial-cluster-state=existing",
-		"--initial-cluster=" + c.Name + "=" + peerURL,
+		"--initial-cluster=" + initial,
 		"--listen-peer-urls=" + peerURL,
 		"--initial-advertise-peer-urls=" + peerURL,
 		"--listen-client-urls=" + client + ",https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(ClientPort)),
@@ -51,6 +59,9 @@ func (c Config) launch(incarnation, peerURL string) Launch {
 		"--key-file=" + pki(nodeconf.EtcdServer+".key"),
 		"--trusted-ca-file=" + pki(nodeconf.EtcdCA+".crt"),
 		"--client-cert-auth=true",
+		// With these its JSON gateway, which the agent asks, is its client.
+		"--client-cert-file=" + pki(nodeconf.EtcdAgent+".crt"),
+		"--client-key-file=" + pki(nodeconf.EtcdAgent+".key"),
 		"--peer-cert-file=" + pki(nodeconf.EtcdPeer+".crt"),
 		"--peer-key-file=" + pki(nodeconf.EtcdPeer+".key"),
 		"--peer-trusted-ca-file=" + pki(nodeconf.PeerCA+".crt"),
@@ -74,19 +85,12 @@ const (
 
 // timing is how often a leader is heard, and how long it may be silent. A member
 // without others elects itself when that time is over, at every start: it is
-// given etcd's own, shorter times.
+// given etcd's own, shorter times. When others are added it has them until its
+// next start; it does no more than ask them in vain who leads, since etcd votes
+// only after such a question.
 func timing(r nodeconf.Roster) (heartbeat, election time.Duration) {
 	if len(r.Members) == 1 {
 		return 100 * time.Millisecond, time.Second
 	}
 	return defaultHeartbeat, defaultElection
-}
-
-// roster is the one that first boot brought; empty: it is not the cluster's.
-func (c Config) roster() nodeconf.Roster {
-	r, err := c.Roster.Open(c.Cluster.RosterKey, c.Cluster.UID)
-	if err != nil {
-		return nodeconf.Roster{}
-	}
-	return r
 }

@@ -19,9 +19,13 @@ func TestCommandLines(t *testing.T) {
 	seeded.Seed = "abc"
 	six := cfg
 	six.Address, six.Heartbeat = "fd00::1", 100*time.Millisecond
+	own := Facts{Incarnation: Incarnation{ID: "i1"}}
+	joins := own
+	joins.Cluster = Cluster{Incarnation: "i1", Joining: "b=https://10.0.0.2:2380,a=https://10.0.0.1:2380"}
 	got := strings.Join([]string{
-		"etcd:", strings.Join(cfg.launch("i1", "https://10.0.0.1:2380").Argv, "\n"),
-		"etcd, IPv6:", strings.Join(six.launch("i1", "https://[fd00::1]:2380").Argv, "\n"),
+		"etcd:", strings.Join(cfg.launch(own, nodeconf.Roster{}, "https://10.0.0.1:2380").Argv, "\n"),
+		"etcd, IPv6:", strings.Join(six.launch(own, nodeconf.Roster{}, "https://[fd00::1]:2380").Argv, "\n"),
+		"etcd that joins:", strings.Join(cfg.launch(joins, nodeconf.Roster{}, "https://10.0.0.1:2380").Argv, "\n"),
 		"etcdutl:", strings.Join(restoreArgs(rec, "a", "SEED", "DIR"), "\n"),
 		"etcdutl with a snapshot:", strings.Join(restoreArgs(seeded, "b", "SEED", "DIR"), "\n"), ""}, "\n")
 	const file = "testdata/commandlines.golden"

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"sync"
 
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
@@ -57,7 +59,7 @@ func (m *member) status() Status { return m.observe().tell(m.uid) }
 
 // tell makes the status of a member's own part of a state.
 func (s State) tell(uid string) Status {
-	st := Status{ClusterUID: uid, Name: s.Self, Unknown: s.Unknown, Digest: s.Digest, Roster: s.Facts.Roster, Counter: s.Facts.Incarnation.Counter}
+	st := Status{ClusterUID: uid, Name: s.Self, Unknown: s.Unknown, Digest: s.Digest, Roster: s.Facts.Roster, Counter: s.Facts.Incarnation.Counter, Heard: s.Facts.Heard}
 	if s.Unknown != "" || s.Facts.lost() {
 		return st
 	}
@@ -67,7 +69,7 @@ func (s State) tell(uid string) Status {
 		if st.Record != nil && st.Record.ClusterID() != s.Facts.Cluster.ID {
 			st.Record = nil // nobody may join by it
 		}
-		st.Data, st.Generation, st.Cluster = true, s.Facts.Cluster.Generation, s.Facts.Cluster.ID
+		st.Data, st.Generation, st.Cluster, st.Member = true, s.Facts.Cluster.Generation, s.Facts.Cluster.ID, s.Facts.Cluster.Member
 	}
 	return st
 }
@@ -173,7 +175,7 @@ func (m *member) found(ctx context.Context, s State, rec Record, restore func(co
 		if held := now.Facts.held(m.name); now.Facts.Data || now.Facts.lost() || held == nil || held.Token() != rec.Token() {
 			return errMoved
 		}
-		pin := Cluster{ID: rec.ClusterID(), Generation: rec.Generation, Incarnation: now.Facts.Incarnation.ID}
+		pin := Cluster{ID: rec.ClusterID(), Generation: rec.Generation, Incarnation: now.Facts.Incarnation.ID, Member: hexID(rec.MemberID(m.name))}
 		if err := m.write(clusterFile, pin); err != nil {
 			return err
 		}
@@ -181,11 +183,34 @@ func (m *member) found(ctx context.Context, s State, rec Record, restore func(co
 	})
 }
 
+// join notes which member this machine was added as. The data's name is not
+// used for anything else from now on, although etcd has not yet begun to make it.
+func (m *member) join(s State, to Cluster) error {
+	return m.change(s, func(now State) error {
+		if now.Facts.lost() || now.Facts.Data && !now.Facts.joining() {
+			return errMoved
+		}
+		return m.write(clusterFile, to)
+	})
+}
+
+// joined notes that the data is whole: from now on it can be lost.
+func (m *member) joined(s State) error {
+	return m.change(s, func(now State) error {
+		if !now.Facts.Data || !now.Facts.joining() {
+			return errMoved
+		}
+		to := now.Facts.Cluster
+		to.Joining = ""
+		return m.write(clusterFile, to)
+	})
+}
+
 // started records that etcd is about to run on the data.
 func (m *member) started(s State) error {
 	return m.change(s, func(now State) error {
 		switch own := now.Facts.Incarnation; {
-		case !now.Facts.Data:
+		case !now.Facts.Data && !now.Facts.joining():
 			return errMoved
 		case !own.Started:
 			own.Started = true
@@ -201,7 +226,7 @@ func (m *member) started(s State) error {
 func (m *member) setAside(s State) error {
 	return m.change(s, func(now State) error {
 		own := now.Facts.Incarnation
-		if !now.Facts.Data {
+		if !now.Facts.Data && !now.Facts.joining() {
 			return errMoved
 		}
 		own.Started = true // even if it was not: its name is not used again
@@ -209,8 +234,34 @@ func (m *member) setAside(s State) error {
 		if err := m.write(incarnationFile, own); err != nil {
 			return err
 		}
-		return m.disk.move(own.ID, asideHead+own.ID)
+		if !now.Facts.joining() {
+			return m.disk.move(own.ID, asideHead+own.ID)
+		}
+		// etcd may have made nothing yet, or half of it.
+		if err := m.disk.move(own.ID, asideHead+own.ID); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		to := now.Facts.Cluster
+		to.Joining = ""
+		return m.write(clusterFile, to)
 	})
+}
+
+// heard remembers how far others have counted. No answer depends on it, so it
+// is no write in the sense of State.Writes.
+func (m *member) heard(name string, c Count) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := m.look()
+	if last := now.Facts.Heard[name]; now.Unknown != "" || c.Incarnation == "" || last.Incarnation == c.Incarnation && last.Counter >= c.Counter {
+		return nil
+	}
+	all := maps.Clone(now.Facts.Heard)
+	if all == nil {
+		all = map[string]Count{}
+	}
+	all[name] = c
+	return m.disk.save(heardFile, all)
 }
 
 // count raises the counter, once for each run of the agent.

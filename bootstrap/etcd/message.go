@@ -8,14 +8,17 @@ import (
 
 // Question is what an agent sends to another: who asks, and its roster. With a
 // record it is a proposal.
+// With Prove the asked one asks its etcd before it answers.
 type Question struct {
 	ClusterUID string                `json:"clusterUID"`
 	Roster     nodeconf.SignedRoster `json:"roster"`
 	Record     *Record               `json:"record,omitempty"`
+	Prove      bool                  `json:"prove,omitempty"`
+	PeerURL    string                `json:"peerURL"` // of who asks: it may not be in the other's roster
 }
 
-// Status is what an agent tells of itself. All of it but the time is on its disk
-// before it is told.
+// Status is what an agent tells of itself. All of it but the last part is on its
+// disk before it is told.
 type Status struct {
 	ClusterUID  string                 `json:"clusterUID"`
 	Name        string                 `json:"name"`
@@ -28,5 +31,11 @@ type Status struct {
 	Record      *Record                `json:"record,omitempty"`     // with data: the record it was founded under; without: the one that is held
 	Digest      string                 `json:"digest,omitempty"`     // of the roster
 	Roster      *nodeconf.SignedRoster `json:"roster,omitempty"`
-	Time        time.Time              `json:"time,omitzero"` // its clock
+	Member      string                 `json:"member,omitempty"` // etcd's ID of the member that the data is of
+	Heard       map[string]Count       `json:"heard,omitempty"`  // of the other machines, by name
+
+	Running bool      `json:"running,omitempty"` // its etcd's process runs
+	Serves  bool      `json:"serves,omitempty"`  // to Prove: a quorum has answered its etcd since the question
+	View    *View     `json:"view,omitempty"`    // what its etcd last said of the members
+	Time    time.Time `json:"time,omitzero"`     // its clock
 }

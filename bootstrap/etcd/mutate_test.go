@@ -57,6 +57,26 @@ func TestMutationsAreCaught(t *testing.T) {
 		{"a fixed token", []edit{
 			{"restore.go", "\"--initial-cluster-token\", rec.Token()", "\"--initial-cluster-token\", rec.ClusterUID"},
 		}, "TestSchedules", "S2: "},
+		{"who left the roster is removed before its replacement is there", []edit{
+			{"repair.go", "		if !voter[r.Name] {", "		if !voter[r.Name] && r.Name == s.Self {"},
+		}, "TestRepairSchedules", "S3: "},
+		{"a member that etcd hears is removed", []edit{
+			{"repair.go", "		case s.Hears[m.ID]:", "		case false:"},
+		}, "TestNextStep", "two machines"},
+		{"removed without proof of a quorum", []edit{
+			{"repair.go", "	if proven >= others/2+1 {", "	if true {"},
+		}, "TestNextStep", "c cannot be removed"},
+		{"a machine joins as a member that was added for another incarnation", []edit{
+			{"repair.go", "m.Incarnation != \"\" && m.Incarnation == s.Facts.Incarnation.ID {", "m.Incarnation != \"\" {"},
+			{"repair.go", "Incarnation: m.Incarnation, Member: m.ID", "Incarnation: s.Facts.Incarnation.ID, Member: m.ID"},
+		}, "TestRepairSchedules", "S2: |member"},
+		{"etcd joins again after its data was lost", []edit{
+			{"decide.go", "	case s.Facts.Incarnation.Started:\n		return Action{Do: SetAside, Why: \"etcd ended before", "	case false:\n		return Action{Do: SetAside, Why: \"etcd ended before"},
+		}, "TestRepairSchedules", "S2: "},
+		{"an entry of the register is changed", []edit{
+			{"sim_repair_test.go", "	if _, ok := c.register[id]; !ok {", "	if true {"},
+			{"repair.go", "	case incarnation == \"\" && now != \"\" && !st.Data:", "	case now != \"\" && now != incarnation && !st.Data:"},
+		}, "TestRepairSchedules", "S2: "},
 		{"started as a new cluster", []edit{
 			{"launch.go", "\"--initial-cluster-state=existing\"", "\"--initial-cluster-state=new\""},
 		}, "TestSchedules", "as a new cluster"},

@@ -73,7 +73,7 @@ func TestReasons(t *testing.T) {
 				if m.name == c.absent {
 					continue
 				}
-				m.agent.askAll(t.Context())
+				m.agent.askAll(t.Context(), false)
 				got := Decide(m.agent.observe(t.Context()))
 				if stops := strings.Contains(c.stop, m.name); stops != (got.Do == Stop) {
 					t.Errorf("%s does %s (%s)", m.name, got.Do, got.Why)

@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"context"
 	"slices"
 	"strings"
 )
@@ -23,7 +24,24 @@ func (s *sim) events(most int) {
 	}
 }
 
+// lose counts a disk or its data as lost.
+func (s *sim) lose() {
+	s.images--
+	s.lost()
+}
+
+// lost counts what etcd has lost, be it for a while.
+func (s *sim) lost() {
+	if s.repair != nil {
+		s.repair.losses++
+	}
+}
+
 func (s *sim) event() {
+	if s.repair != nil && s.r.IntN(5) == 0 {
+		s.repair.event(s)
+		return
+	}
 	m := s.machines[s.r.IntN(len(s.machines))]
 	switch x := s.r.IntN(100); {
 	case x < 62:
@@ -36,15 +54,16 @@ func (s *sim) event() {
 		s.crash(m)
 	case x < 68:
 		s.log("%s: power cut", m.name)
+		s.lost()
 		s.crash(m)
 		m.etcd = false
 	case x < 72 && s.images > 0:
-		s.images--
+		s.lose()
 		s.log("%s: imaged again", m.name)
 		s.crash(m)
 		m.facts, m.data, m.etcd, m.config, m.unmounted = Facts{}, nil, false, s.rosters[s.r.IntN(len(s.rosters))], false
 	case x < 74 && s.images > 0 && m.data != nil:
-		s.images--
+		s.lose()
 		s.log("%s: data removed", m.name)
 		m.data, m.etcd = nil, false
 	case x < 76:
@@ -52,6 +71,7 @@ func (s *sim) event() {
 	case x < 80:
 		o := s.machines[s.r.IntN(len(s.machines))]
 		s.cut[m.name+o.name] = !s.cut[m.name+o.name]
+		s.lost()
 	case x < 90 && len(s.late) > 0:
 		s.late[s.r.IntN(len(s.late))]()
 	case x < 96:
@@ -97,7 +117,7 @@ func (s *sim) forge(m *simMachine) {
 		}
 	}()
 	rec := compose(r, signed.Digest(), incarnation)
-	m.agent.answer(s.machines[s.r.IntN(len(s.machines))].name, Question{ClusterUID: "uid", Roster: signed, Record: &rec})
+	m.agent.answer(context.Background(), s.machines[s.r.IntN(len(s.machines))].name, Question{ClusterUID: "uid", Roster: signed, Record: &rec})
 }
 
 // calm ends all faults; after some rounds the cluster must be founded, or say
@@ -115,6 +135,9 @@ func (s *sim) calm() {
 		for _, m := range s.machines {
 			s.step(m)
 		}
+	}
+	if s.repair != nil {
+		return // see repaired
 	}
 	generation := s.roster().Generation
 	if !slices.ContainsFunc(s.machines, func(m *simMachine) bool { return m.config.Digest() == s.rosters[len(s.rosters)-1].Digest() }) {

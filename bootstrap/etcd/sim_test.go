@@ -44,6 +44,7 @@ type simData struct {
 	dir             string
 	member, cluster uint64
 	generation      int
+	applied         int // how many acknowledged writes it has
 }
 
 // simDisk is the machine's disk as one life of the agent sees it.
@@ -98,6 +99,8 @@ func (d simDisk) save(file string, content any) error {
 		d.m.facts.Roster = &c
 	case Cluster:
 		d.m.facts.Cluster = c
+	case map[string]Count:
+		d.m.facts.Heard = c
 	default:
 		panic(file)
 	}
@@ -147,6 +150,7 @@ type sim struct {
 	images       int               // re-imagings left
 	depth        int
 	faults       bool
+	repair       *simRepair // nil: only founding
 	failed       string
 	trace        []string
 }
@@ -180,6 +184,11 @@ func (s *sim) addRoster(n, generation, serial int) {
 		r.Founding = append(r.Founding, name)
 		r.Members = append(r.Members, nodeconf.Member{Name: name, PeerURL: fmt.Sprintf("https://10.0.0.%d:2380", i+1)})
 	}
+	s.sign(r)
+}
+
+// sign makes r the newest roster.
+func (s *sim) sign(r nodeconf.Roster) {
 	signed, err := r.Sign(s.key)
 	if err != nil {
 		s.t.Fatal(err)
@@ -206,7 +215,7 @@ func (s *sim) roster() nodeconf.Roster { return s.opened[len(s.opened)-1] }
 
 // boot starts the agent's next life.
 func (s *sim) boot(m *simMachine) {
-	cfg := Config{Name: m.name, Address: "10.0.0.1", Cluster: s.cluster, Roster: m.config, Etcdutl: "etcdutl", Heartbeat: time.Second, Election: time.Second,
+	cfg := Config{Name: m.name, Address: fmt.Sprint("10.0.0.", m.name[0]-'a'+1), Cluster: s.cluster, Roster: m.config, Etcdutl: "etcdutl", Heartbeat: time.Second, Election: time.Second,
 		Logf:    func(string, ...any) {},
 		Report:  func(a Action) { m.said = a },
 		Running: func(context.Context) (bool, error) { return m.etcd, nil },
@@ -218,9 +227,15 @@ func (s *sim) boot(m *simMachine) {
 	m.agent.member.random = func() string { return fmt.Sprintf("%s%d", m.name, len(s.incarnations[m.name])+100*m.life) }
 	m.agent.member.open = s.open
 	m.agent.ask = s.ask(m, m.life)
+	if s.repair != nil {
+		s.repair.boot(s, m, m.life)
+	}
 	m.agent.make = func(ctx context.Context, rec Record) (string, error) {
 		name := fmt.Sprintf("%s.%d%s", rec.incarnation(m.name), m.life, partial)
 		made := etcdWouldBe(restoreArgs(rec, m.name, "seed", name))
+		if s.repair != nil {
+			s.repair.founded(rec)
+		}
 		made.generation = rec.Generation
 		s.events(2)
 		disk.alive()
@@ -255,6 +270,13 @@ func etcdWouldBe(argv []string) simData {
 
 // start is etcd's side of being started.
 func (s *sim) start(m *simMachine, l Launch) {
+	if l.Joins && s.repair != nil && (m.data == nil || m.data.dir != l.Incarnation) {
+		if !m.facts.Incarnation.Started {
+			s.fail("%s: etcd joins, and the disk does not say so", m.name)
+		}
+		s.repair.join(s, m, l)
+		return
+	}
 	if m.data == nil || m.data.dir != l.Incarnation || !slices.Contains(l.Argv, "--initial-cluster-state=existing") {
 		s.fail("%s: etcd is started without data, or as a new cluster", m.name)
 		return
@@ -286,7 +308,7 @@ func (s *sim) hasData(m *simMachine) {
 
 // ask is the network as one life of an agent sees it.
 func (s *sim) ask(from *simMachine, life int) func(context.Context, nodeconf.Member, Question) (Status, error) {
-	return func(_ context.Context, to nodeconf.Member, q Question) (Status, error) {
+	return func(ctx context.Context, to nodeconf.Member, q Question) (Status, error) {
 		m := s.machines[int(to.Name[0]-'a')]
 		deliver := func() (st Status, err error) {
 			if m.agent == nil || s.cut[from.name+m.name] {
@@ -300,7 +322,7 @@ func (s *sim) ask(from *simMachine, life int) func(context.Context, nodeconf.Mem
 					err = errors.New("connection reset")
 				}
 			}()
-			return m.agent.answer(from.name, q)
+			return m.agent.answer(ctx, from.name, q)
 		}
 		alive := func() {
 			if from.life != life {
@@ -344,9 +366,9 @@ func (s *sim) step(m *simMachine) {
 	}()
 	ctx := context.Background()
 	own := m.agent.member.observe()
-	for _, peer := range own.Roster.Members {
-		if peer.Name != m.name && (!s.faults || s.r.IntN(3) < s.eager) {
-			m.agent.askOne(ctx, peer, own, nil)
+	for _, peer := range m.agent.peers(own) {
+		if !s.faults || s.r.IntN(3) < s.eager {
+			m.agent.askOne(ctx, peer, own, nil, false)
 		}
 	}
 	agent := m.agent

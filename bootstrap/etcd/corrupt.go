@@ -1,0 +1,68 @@
+package etcd
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// unusable are etcd's own words for data that it can never start on again, of
+// etcd 3.5 to 3.7. The list is closed: a member that ends in any other way (a
+// port, a certificate, a full disk) keeps its data. Not among them is what a
+// comparison with others finds: it does not say who of them is wrong.
+var unusable = []string{
+	"walpb: crc mismatch",
+	"snap: crc mismatch",
+	"failed to read WAL, cannot be repaired",
+	"failed to recover v3 backend from snapshot",
+	"failed to find database snapshot file",
+	"Was the raft log corrupted, truncated, or lost?",
+	"invalid database", // bbolt's
+}
+
+// unusableBy is the line in which etcd says so; empty: it does not.
+func unusableBy(words string) string {
+	for line := range strings.Lines(words) {
+		for _, w := range unusable {
+			if strings.Contains(line, w) {
+				return strings.TrimSpace(line)
+			}
+		}
+	}
+	return ""
+}
+
+// corrupt is for a member whose etcd has ended because of its data: it counts as
+// lost if others are a quorum without it. They are if one has just read from a
+// quorum, since the own etcd does not run.
+func corrupt(s State) Action {
+	line := unusableBy(s.Ended)
+	if len(line) > 300 {
+		line = line[:300]
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.answers())) {
+		if st := s.answers()[name]; st.Serves && st.Cluster == s.Facts.Cluster.ID {
+			return Action{Do: SetAside, Why: fmt.Sprintf("etcd cannot use its data any more (%s), and %s proves a quorum without it: the machine comes back as another member", line, name)}
+		}
+	}
+	return Action{Do: Wait, Why: fmt.Sprintf("etcd cannot use its data any more (%s), and nobody proves a quorum without it: nothing is changed; start the other members, or if they are lost: kimage recover", line)}
+}
+
+// Count is the highest counter that was heard of a machine's incarnation.
+type Count struct {
+	Incarnation string `json:"incarnation"`
+	Counter     uint64 `json:"counter"`
+}
+
+// rolledBack says who has heard a higher count of this very incarnation: the
+// disk is an older copy, and what was acknowledged since is not on it.
+func (s State) rolledBack() string {
+	own := s.Facts.Incarnation
+	for _, name := range slices.Sorted(maps.Keys(s.Answers)) {
+		if c := s.Answers[name].Status.Heard[s.Self]; own.ID != "" && c.Incarnation == own.ID && c.Counter > own.Counter {
+			return name
+		}
+	}
+	return ""
+}

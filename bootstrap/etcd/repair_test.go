@@ -1,0 +1,147 @@
+package etcd
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+)
+
+// TestNextStep: a is asked, a voter of a cluster that b and c are in; what is
+// said of each is how it is, unless the case says otherwise.
+func TestNextStep(t *testing.T) {
+	url := func(name string) string { return "https://" + name + ":2380" }
+	voter := func(name string) EtcdMember {
+		return EtcdMember{ID: "id-" + name, Name: name, Incarnation: name + "1", Added: 5, PeerURL: url(name), Started: true}
+	}
+	learner := func(name string) EtcdMember {
+		m := voter(name)
+		m.Learner, m.Started = true, false
+		return m
+	}
+	serves := func(name string) Answer {
+		return Answer{Status: Status{Name: name, Incarnation: name + "1", Data: true, Member: "id-" + name, Running: true, Serves: true}}
+	}
+	blank := func(name, incarnation string) Answer {
+		return Answer{Status: Status{Name: name, Incarnation: incarnation}}
+	}
+	silent := Answer{Err: "no answer"}
+	all := []EtcdMember{voter("a"), voter("b"), voter("c")}
+	unregistered := voter("b")
+	unregistered.Incarnation, unregistered.Added = "", 0
+	orphan := learner("c")
+	orphan.Name, orphan.Incarnation, orphan.Added = "", "", 0
+	foreign := orphan
+	foreign.Name, foreign.Started = "x", true
+
+	for _, c := range []struct {
+		name    string
+		roster  string // default "a b c"
+		members []EtcdMember
+		b, c, d Answer
+		hears   string // default "b c", those whose etcd is connected
+		silent  time.Duration
+		do      StepVerb
+		of      string // the step's name
+		why     string
+	}{
+		{name: "all is well", members: all, b: serves("b"), c: serves("c")},
+		{name: "one is silent: nothing is known", members: all, b: serves("b"), c: silent, hears: "b"},
+		{name: "a founding member is not registered", members: []EtcdMember{voter("a"), unregistered, voter("c")}, b: serves("b"), c: serves("c")},
+		{name: "imaged again", members: all, b: serves("b"), c: blank("c", "c2"), hears: "b", do: Remove, of: "c", why: "its data is gone"},
+		{name: "imaged again, and the other is down", members: all, b: silent, c: blank("c", "c2"), hears: "-", why: "c cannot be removed"},
+		{name: "two machines of one name", members: all, b: serves("b"), c: blank("c", "c2"), why: "two machines are c"},
+		{name: "removed: it is added", members: []EtcdMember{voter("a"), voter("b")}, b: serves("b"), c: blank("c", "c2"), hears: "b", do: Add, of: "c"},
+		{name: "removed, and silent", members: []EtcdMember{voter("a"), voter("b")}, b: serves("b"), c: silent, hears: "b"},
+		{name: "the learner has not started", members: []EtcdMember{voter("a"), voter("b"), learner("c")}, b: serves("b"), c: blank("c", "c1"), hears: "b", why: "waits for c"},
+		{name: "the learner runs", members: []EtcdMember{voter("a"), voter("b"), learner("c")}, b: serves("b"), c: serves("c"), do: Promote, of: "c"},
+		{name: "the learner was imaged again", members: []EtcdMember{voter("a"), voter("b"), learner("c")}, b: serves("b"), c: blank("c", "c2"), hears: "b", do: Remove, of: "c", why: "came back as another"},
+		{name: "the learner has a twin", members: []EtcdMember{voter("a"), voter("b"), learner("c")}, b: serves("b"), c: blank("c", "c2"), why: "two machines are c"},
+		{name: "the learner is silent, nobody waits", members: []EtcdMember{voter("a"), voter("b"), learner("c")}, b: serves("b"), c: silent, silent: time.Hour, hears: "b", why: "waits for c"},
+		{name: "the learner is silent, another waits", roster: "a b c d", members: []EtcdMember{voter("a"), voter("b"), learner("c")}, b: serves("b"), c: silent, d: blank("d", "d1"), silent: time.Hour, hears: "b", do: Remove, of: "c", why: "silent for 1h"},
+		{name: "the learner is silent for a moment, another waits", roster: "a b c d", members: []EtcdMember{voter("a"), voter("b"), learner("c")}, b: serves("b"), c: silent, d: blank("d", "d1"), silent: time.Minute, hears: "b", why: "waits for c"},
+		{name: "a learner of nobody", members: []EtcdMember{voter("a"), voter("b"), orphan}, b: serves("b"), c: blank("c", "c1"), hears: "b", do: Register, of: "c"},
+		{name: "a learner of a person's", members: []EtcdMember{voter("a"), voter("b"), foreign}, b: serves("b"), c: blank("c", "c1"), hears: "b", why: "added by somebody else"},
+		{name: "the learner left the roster", roster: "a b", members: []EtcdMember{voter("a"), voter("b"), learner("c")}, b: serves("b"), c: blank("c", "c1"), hears: "b", do: Remove, of: "c"},
+		{name: "left the roster, down", roster: "a b d", members: all, b: serves("b"), d: blank("d", "d1"), hears: "b", do: Remove, of: "c", why: "left the roster and is down"},
+		{name: "left the roster, lives: its replacement first", roster: "a b d", members: all, b: serves("b"), c: serves("c"), d: blank("d", "d1"), do: Add, of: "d"},
+		{name: "left the roster, lives: its replacement has not come", roster: "a b d", members: all, b: serves("b"), c: serves("c"), d: silent, why: "stays until d"},
+		{name: "left the roster, lives: a voter is down", roster: "a b d", members: append(all[:3:3], voter("d")), b: silent, c: serves("c"), d: serves("d"), hears: "c d", why: "stays until b"},
+		{name: "left the roster, lives, replaced", roster: "a b d", members: append(all[:3:3], voter("d")), b: serves("b"), c: serves("c"), d: serves("d"), hears: "b c d", do: Remove, of: "c"},
+		{name: "this one left the roster", roster: "b c d", members: append(all[:3:3], voter("d")), b: serves("b"), c: serves("c"), d: serves("d"), hears: "b c d"},
+		{name: "grown", roster: "a b c d e", members: all, b: serves("b"), c: serves("c"), d: blank("d", "d1"), do: Add, of: "d"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.roster == "" {
+				c.roster = "a b c"
+			}
+			if c.hears == "" {
+				c.hears = "b c"
+			}
+			s := State{Self: "a", Facts: Facts{Incarnation: Incarnation{ID: "a1"}}, Proving: true, Answers: map[string]Answer{"b": c.b, "c": c.c}, Hears: map[string]bool{},
+				Silent: map[string]time.Duration{"b": c.silent, "c": c.silent, "d": c.silent}, View: &View{Cluster: "x", Self: "id-a", Members: c.members}}
+			if c.d.Err != "" || c.d.Status.Name != "" {
+				s.Answers["d"] = c.d
+			}
+			for _, name := range strings.Fields(c.roster) {
+				s.Roster.Members = append(s.Roster.Members, nodeconf.Member{Name: name, PeerURL: url(name)})
+			}
+			for _, name := range strings.Fields(c.hears) {
+				s.Hears["id-"+name] = true
+			}
+			step, why := nextStep(s)
+			if step.Do != c.do || step.Name != c.of || !strings.Contains(why, c.why) {
+				t.Errorf("got %+v, %q; want %s %s, %q", step, why, c.do, c.of, c.why)
+			}
+			if step.Do == Add && step.PeerURL != url(c.of) || step.Do == Remove && step.ID != "id-"+c.of {
+				t.Errorf("got %+v", step)
+			}
+		})
+	}
+}
+
+// TestCorruptIsLostOnProof: what etcd says of its data counts only together with
+// a quorum that serves without it.
+func TestCorruptIsLostOnProof(t *testing.T) {
+	const words = `{"level":"fatal","msg":"failed to read WAL, cannot be repaired","error":"walpb: crc mismatch"}`
+	s := State{Self: "b", Facts: Facts{Incarnation: Incarnation{ID: "b1", Started: true}, Data: true, Cluster: Cluster{ID: "x", Incarnation: "b1", Generation: 1, Member: "m"}},
+		Roster: nodeconf.Roster{Generation: 1}, Ended: words, Answers: map[string]Answer{"a": {Status: Status{Cluster: "x", Data: true, Running: true}}}}
+	if a := Decide(s); a.Do != Wait || !strings.Contains(a.Why, "kimage recover") || !strings.Contains(a.Why, "crc mismatch") {
+		t.Errorf("without proof: %s: %s", a.Do, a.Why)
+	}
+	s.Answers["a"] = Answer{Status: Status{Cluster: "x", Data: true, Running: true, Serves: true}}
+	if a := Decide(s); a.Do != SetAside || !strings.Contains(a.Why, "a proves a quorum") {
+		t.Errorf("with proof: %s: %s", a.Do, a.Why)
+	}
+	s.Answers["a"] = Answer{Status: Status{Cluster: "y", Data: true, Running: true, Serves: true}}
+	if a := Decide(s); a.Do != Wait {
+		t.Errorf("with proof of another cluster: %s: %s", a.Do, a.Why)
+	}
+	for _, other := range []string{"listen tcp 10.0.0.1:2380: bind: address already in use", "no space left on device", "x509: certificate has expired", `"found data inconsistency with peers"`} {
+		s.Ended = other
+		if a := Decide(s); a.Do != Start {
+			t.Errorf("%s: %s: %s", other, a.Do, a.Why)
+		}
+	}
+}
+
+// TestRolledBackDisk: an older copy of a disk is not used once somebody has heard
+// of a later state of it.
+func TestRolledBackDisk(t *testing.T) {
+	heard := func(incarnation string, counter uint64) map[string]Answer {
+		return map[string]Answer{"a": {Status: Status{Heard: map[string]Count{"b": {incarnation, counter}}}}}
+	}
+	s := State{Self: "b", Facts: Facts{Incarnation: Incarnation{ID: "b1", Counter: 3, Started: true}, Data: true, Cluster: Cluster{ID: "x", Incarnation: "b1", Generation: 1}}, Roster: nodeconf.Roster{Generation: 1}}
+	for _, c := range []struct {
+		incarnation string
+		counter     uint64
+		data        bool
+		do          Verb
+	}{{"b1", 3, true, Start}, {"b0", 9, true, Start}, {"b1", 4, true, SetAside}, {"b1", 4, false, Renew}} {
+		s.Answers, s.Facts.Data, s.Facts.Incarnation.Started = heard(c.incarnation, c.counter), c.data, c.data
+		if a := Decide(s); a.Do != c.do {
+			t.Errorf("%+v: %s: %s", c, a.Do, a.Why)
+		}
+	}
+}

@@ -1,0 +1,103 @@
+package etcd
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// viewCache is what the own etcd last said of the members. It is asked again
+// only when something about the machines has changed or is being changed, and
+// now and then: a read from a quorum costs all members something.
+type viewCache struct {
+	now func() time.Time
+
+	mu    sync.Mutex
+	view  *View
+	hears map[string]bool
+	of    string // what the machines looked like
+	at    time.Time
+}
+
+// viewAge is how old a view may be while nothing changes.
+const viewAge = time.Minute
+
+func (c *viewCache) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.view = nil
+}
+
+func (c *viewCache) last() *View {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.view
+}
+
+// members asks the own etcd of a member with data, or remembers what it said.
+func (a *Agent) members(ctx context.Context, s State) (*View, map[string]bool) {
+	c := a.view
+	if a.etcd == nil || s.Unknown != "" || !s.Running || !s.Facts.Data {
+		c.forget()
+		return nil, nil
+	}
+	c.mu.Lock()
+	s.View, s.Hears = c.view, c.hears
+	of, fresh := s.looks(), c.now().Sub(c.at) < viewAge
+	same := of == c.of
+	c.mu.Unlock()
+	if s.View != nil && fresh && same {
+		if step, why := nextStep(s); step.Do == "" && why == "" {
+			return s.View, s.Hears
+		}
+	}
+	v, err := a.etcd.view(ctx)
+	var hears map[string]bool
+	if err == nil {
+		hears, err = a.etcd.hears(ctx)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.view, c.hears, c.of, c.at = nil, nil, of, c.now()
+	if err != nil {
+		return nil, nil // a learner, or no quorum
+	}
+	c.view, c.hears = &v, hears
+	return c.view, c.hears
+}
+
+// looks is what repair would see differently if it changed.
+func (s State) looks() string {
+	var b strings.Builder
+	b.WriteString(s.Digest)
+	for _, name := range slices.Sorted(maps.Keys(s.Answers)) {
+		a := s.Answers[name]
+		fmt.Fprint(&b, " ", name, a.Err == "", a.Status.Incarnation, a.Status.Data, a.Status.Running, a.Status.Member)
+	}
+	return b.String()
+}
+
+// live adds to a status what is so at this moment.
+func (a *Agent) live(ctx context.Context, st *Status, prove bool) {
+	if !st.Data {
+		return
+	}
+	var err error
+	if st.Running, err = a.cfg.Running(ctx); err != nil || !st.Running {
+		st.Running = false
+		return
+	}
+	if prove && a.etcd != nil {
+		ctx, cancel := context.WithTimeout(ctx, a.cfg.Timeout*3/4)
+		defer cancel()
+		if v, err := a.etcd.view(ctx); err == nil && v.Self == st.Member {
+			st.View, st.Serves = &v, true
+			return
+		}
+	}
+	st.View = a.view.last()
+}
