@@ -84,6 +84,15 @@ func Run(ctx context.Context, logf func(string, ...any)) error {
 		}
 	}
 	a.rosters.open(etcdAgent)
+	go func() {
+		view := func() *etcd.View { return nil }
+		if etcdAgent != nil {
+			view = etcdAgent.View
+		}
+		if err := a.serveMetrics(ctx, view); err != nil && ctx.Err() == nil {
+			logf("serving metrics: %v", err)
+		}
+	}()
 	ended := make(chan error, 2)
 	running := 0
 	if etcdAgent != nil {
@@ -192,9 +201,9 @@ func (a *Agent) newEtcd(ctx context.Context) (*etcd.Agent, error) {
 			case etcd.Keep:
 				if only {
 					a.clock.looked("")
-					a.ready(ctx, partEtcd)
+					a.ready(ctx, partEtcd, act.Note)
 				} else {
-					a.phase.set(partEtcd, "", "")
+					a.phase.set(partEtcd, "", act.Note)
 				}
 			default:
 				if only {
@@ -335,7 +344,7 @@ func (a *Agent) settle(ctx context.Context, n *kube.Node) bool {
 		}
 	}
 	a.clock.looked("")
-	a.ready(ctx, partKube)
+	a.ready(ctx, partKube, "")
 	n.Settled()
 	servers, err := n.APIServers(ctx)
 	if err != nil {
@@ -347,11 +356,12 @@ func (a *Agent) settle(ctx context.Context, n *kube.Node) bool {
 	return true
 }
 
-// ready says that the machine is, and for the first time how it came to be.
-func (a *Agent) ready(ctx context.Context, by part) {
+// ready says that the machine is, and for the first time how it came to be. note
+// is for people.
+func (a *Agent) ready(ctx context.Context, by part, note string) {
 	took, first := a.clock.ready(ctx)
 	a.phase.tookTo(took)
-	a.phase.set(by, PhaseReady, "")
+	a.phase.set(by, PhaseReady, note)
 	if first {
 		a.logf("ready: %s", took)
 	}

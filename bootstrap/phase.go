@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -57,7 +59,15 @@ type phases struct {
 	said   [parts]saying
 	causes []string // see because
 	last   Phase
+	begun  map[string]time.Time // when each phase last began
 	heard  []chan struct{}
+}
+
+// began is the current phase, and when each phase last began.
+func (p *phases) began() (string, map[string]time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.last.Phase, maps.Clone(p.begun)
 }
 
 // tookTo is for all phases from now on.
@@ -67,7 +77,8 @@ func (p *phases) tookTo(t Took) {
 	p.took = &t
 }
 
-// saying is what a part says; the zero value: nothing.
+// saying is what a part says; the zero value: nothing. One with a reason alone
+// is told beside what the others say.
 type saying struct{ phase, why string }
 
 // set says what a part does; phase "" takes it back.
@@ -118,6 +129,9 @@ func overall(said [parts]saying, causes []string) saying {
 	if s.phase == "" {
 		s = saying{phase: PhaseWaiting}
 	}
+	if etcd := said[partEtcd]; etcd.phase == "" && etcd.why != "" {
+		causes = append(slices.Clone(causes), etcd.why)
+	}
 	all := unsaid(s.why, causes)
 	if s.why != "" {
 		all = append(all, s.why)
@@ -150,6 +164,10 @@ func (p *phases) tell() {
 			p.logf("phase %s", s.phase)
 		}
 		next.Since = now
+		if p.begun == nil {
+			p.begun = map[string]time.Time{}
+		}
+		p.begun[s.phase] = now
 	}
 	if s.why != "" {
 		p.logf("%s: %s", s.phase, s.why)

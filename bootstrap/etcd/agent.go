@@ -202,7 +202,8 @@ func (a *Agent) round(ctx context.Context) Action {
 	a.report(act)
 	if err := a.apply(ctx, s, act); err != nil && !errors.Is(err, errMoved) && ctx.Err() == nil {
 		if act.Do == Keep {
-			act.Why = "etcd runs; " + err.Error()
+			act.Note = err.Error()
+			act.Why = "etcd runs; " + act.Note
 		} else {
 			act = Action{Do: Wait, Why: err.Error()}
 		}

@@ -69,6 +69,7 @@ type Action struct {
 
 	Cluster Cluster
 	Repair  Step
+	Note    string // Keep: what repair does, or why it cannot do what is needed
 }
 
 // Decide says what a member does next. It is repeated until there is nothing
@@ -124,9 +125,8 @@ func withData(s State) Action {
 	}
 	a := Action{Do: Keep, Why: "etcd runs"}
 	if own := s.View.of(pin.Member); own != nil && !own.Learner {
-		step, why := nextStep(s)
-		if a.Repair = step; why != "" {
-			a.Why += "; " + why
+		if a.Repair, a.Note = nextStep(s); a.Note != "" {
+			a.Why += "; " + a.Note
 		}
 	}
 	a.Why += also(s)

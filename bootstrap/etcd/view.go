@@ -38,6 +38,9 @@ func (c *viewCache) last() *View {
 	return c.view
 }
 
+// View is what the own etcd last said of the members; nil: it is not known.
+func (a *Agent) View() *View { return a.view.last() }
+
 // members asks the own etcd of a member with data, or remembers what it said.
 func (a *Agent) members(ctx context.Context, s State) (*View, map[string]bool) {
 	c := a.view

@@ -16,7 +16,7 @@ const (
 )
 
 // Ports are what a firewall between the machines must let through. Ports that
-// are used on loopback only (7445, 7446, 2381, 10248, 10249) are not among them.
+// are used on loopback only (7445, 7446, 7448, 2381, 10248, 10249) are not among them.
 func (f *File) Ports() []Port {
 	ports := []Port{
 		{"etcd", "etcd", "tcp", "2380", "etcd, between members"},
