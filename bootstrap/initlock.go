@@ -23,13 +23,19 @@ type initLock struct {
 }
 
 // lockWait is long: each new try costs a program's start.
-const lockWait = 2 * time.Minute
+const (
+	lockWait   = 2 * time.Minute
+	lockMoment = 10 * time.Second
+)
 
 // askLock takes the masters' lock, and tells whether it has it or waits for
 // another master.
 func (a *Agent) askLock(ctx context.Context, to kube.Verb) (release func(), ok bool, err error) {
 	waits, phase, why := "no API server answers: asking the other masters whether one of them is initialising (a lock in etcd)", PhaseInit, "no API server answers"
-	if to == kube.Join {
+	switch to {
+	case kube.Keep: // of a machine that goes on meanwhile
+		return initLock{kube.EtcdEndpoint, nodeconf.PKIDir, lockMoment}.take(ctx)
+	case kube.Join:
 		waits, phase, why = "masters come up one after the other: another one is not yet Ready", PhaseJoin, "an API server answers"
 	}
 	a.phase.set(partKube, PhaseWaiting, waits)

@@ -77,8 +77,8 @@ type Config struct {
 	// Masters are those of the highest roster; nil: none are known, and a master
 	// would take every API server for absent.
 	Masters func() []nodeconf.Master
-	// Lock keeps two masters from initialising or joining at once; ok is false
-	// while another holds it. nil: no lock.
+	// Lock keeps two masters from initialising, joining or (Keep) renewing
+	// certificates at once; ok is false while another holds it. nil: no lock.
 	Lock func(ctx context.Context, to Verb) (release func(), ok bool, err error)
 	// Clock says why this machine's clock must be set before anything is signed by
 	// it; nil: it is right.
@@ -103,6 +103,7 @@ type Node struct {
 	settings    settings
 	kubeconfigs kubeconfigs
 	turn        turn
+	renewLooked time.Time         // when no certificate was found to be old
 	changed     func(what string) // told of each change, to be cut off after it; nil: nobody
 }
 

@@ -40,6 +40,9 @@ func (n *Node) keep(ctx context.Context) error {
 	if !n.master() {
 		return nil
 	}
+	if err := n.renew(ctx); err != nil {
+		return err // without it this master's own credentials may have ended
+	}
 	c, err := n.adminClient()
 	if err != nil {
 		return err
