@@ -232,15 +232,23 @@ type caller struct {
 // member that left it is one until its successors are.
 const callerAge = 5 * time.Minute
 
-// peers are all that are asked: the roster's other members, and who asks.
+// peers are all that are asked: the roster's other members, those of etcd, and
+// who asks.
 func (a *Agent) peers(s State) (all []nodeconf.Member) {
 	if s.Facts.Roster == nil {
 		return nil
 	}
+	members := s.Roster.Members
+	for _, m := range a.view.members() {
+		members = append(members[:len(members):len(members)], nodeconf.Member{Name: m.Name, PeerURL: m.PeerURL})
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, m := range s.Roster.Members {
-		if m.Name != a.cfg.Name {
+	known := func(name string) bool {
+		return slices.ContainsFunc(all, func(m nodeconf.Member) bool { return m.Name == name })
+	}
+	for _, m := range members {
+		if m.Name != "" && m.Name != a.cfg.Name && !known(m.Name) {
 			all = append(all, m)
 		}
 	}
@@ -250,7 +258,7 @@ func (a *Agent) peers(s State) (all []nodeconf.Member) {
 		case a.cfg.Now().Sub(c.at) > callerAge:
 			delete(a.callers, name)
 			delete(a.answers, name)
-		case !slices.ContainsFunc(all, func(m nodeconf.Member) bool { return m.Name == name }):
+		case !known(name):
 			all = append(all, c.Member)
 		}
 	}
@@ -344,6 +352,11 @@ func (a *Agent) observe(ctx context.Context) (s State) {
 				s.Unknown = err.Error()
 				return s
 			}
+		}
+	}
+	if s.Facts.joining() && s.Running && a.etcd != nil {
+		if id, err := a.etcd.self(ctx); err == nil {
+			s.RunsAs = id
 		}
 	}
 	a.proofs = unusableBy(s.Ended) != ""

@@ -26,7 +26,7 @@ func TestEtcdIdle(t *testing.T) {
 		c.boot(m)
 	}
 	for start := time.Now(); ; {
-		if ok, how := c.founded(); ok && strings.HasPrefix(how, "3 members") {
+		if ok, how := c.founded(); ok && strings.HasPrefix(how, "all members") {
 			break
 		}
 		if time.Since(start) > time.Minute {

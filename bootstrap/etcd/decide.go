@@ -25,6 +25,7 @@ type State struct {
 	Answers map[string]Answer // by the name of the peer
 	Running bool              // the own etcd process runs
 
+	RunsAs  string                   // while it joins: the member that the own etcd says to be; empty: it does not say yet
 	Ended   string                   // if etcd should run and does not: its last words
 	View    *View                    // what the own etcd said of its members lately; nil: nothing
 	Hears   map[string]bool          // the IDs of those with which it is connected
@@ -118,7 +119,7 @@ func withData(s State) Action {
 	case !s.Running || !s.Facts.Incarnation.Started:
 		return Action{Do: Start, Why: "there is data"}
 	}
-	if rec := s.Facts.held(s.Self); rec != nil {
+	if rec := s.Facts.held(s.Self); rec != nil && s.View == nil {
 		if lost := lostMajority(s, *rec, s.Self); lost != nil {
 			return Action{Do: Keep, Why: majorityLost(lost, s.Self)}
 		}
@@ -142,7 +143,11 @@ func joining(s State) Action {
 	switch {
 	case s.removed() != "" || pin.Generation != s.Roster.Generation:
 		return Action{Do: SetAside, Why: "the cluster has removed this member before it had joined"}
-	case s.Running && s.Facts.Data:
+	case s.Running && s.RunsAs != "" && s.RunsAs != pin.Member:
+		// A learner was added late for an incarnation that is no more, and has this
+		// machine's address.
+		return Action{Do: SetAside, Why: fmt.Sprintf("etcd has joined as member %s, and was to be %s", s.RunsAs, pin.Member)}
+	case s.Running && s.Facts.Data && s.RunsAs != "":
 		return Action{Do: Joined, Why: "etcd has joined"}
 	case s.Running:
 		return Action{Do: Wait, Why: "etcd joins"}
@@ -157,6 +162,9 @@ func joining(s State) Action {
 		return Action{Do: Wait, Why: "waits for a member that knows this one" + also(s)}
 	case *now != pin:
 		return Action{Do: Join, Why: "the members have changed", Cluster: *now}
+	}
+	if unaware := s.unaware(pin); unaware != "" {
+		return Action{Do: Wait, Why: "was added, and waits until each of the other members has shown that it knows: " + unaware + also(s)}
 	}
 	return Action{Do: Start, Why: "this machine was added"}
 }
@@ -181,6 +189,9 @@ func withoutData(s State) Action {
 	}
 	if gone := notMembers(s.Roster); len(gone) > 0 {
 		return Action{Do: Wait, Why: fmt.Sprintf("the founding members %s left the roster before etcd was founded: make a new generation with kimage recover", strings.Join(gone, ", "))}
+	}
+	if silent := s.silentOthers(current); silent != "" {
+		return Action{Do: Wait, Why: "the roster has members besides the founding ones, so the cluster may exist: all must answer once: " + silent + also(s)}
 	}
 	held := s.Facts.held(s.Self)
 	if held != nil && held.of(s.Roster, s.Digest) && allHold(s, current, *held) {
@@ -228,8 +239,9 @@ func joinFounded(s State, current map[string]Status) (Action, bool) {
 	if len(strangers) == 0 {
 		return Action{}, false
 	}
+	quorum := slices.ContainsFunc(strangers, func(name string) bool { return current[name].View != nil })
 	for _, name := range strangers {
-		if rec := current[name].Record; rec != nil {
+		if rec := current[name].Record; rec != nil && !quorum {
 			if lost := lostMajority(s, *rec, name); lost != nil {
 				return Action{Do: Wait, Why: majorityLost(lost, name)}, true
 			}
@@ -273,6 +285,19 @@ func propose(s State, current map[string]Status, held *Record) Action {
 		}
 	}
 	return a
+}
+
+// silentOthers are the roster's other members that do not answer. Who founds must
+// know that none of them has data: founding members that were dismissed, and are
+// blank and in the roster again, would else found once more.
+func (s State) silentOthers(current map[string]Status) string {
+	var all []string
+	for _, m := range s.Roster.Members {
+		if st, ok := current[m.Name]; m.Name != s.Self && !slices.Contains(s.Roster.Founding, m.Name) && (!ok || st.Unknown != "") {
+			all = append(all, m.Name)
+		}
+	}
+	return strings.Join(all, ", ")
 }
 
 // missing says which founding members did not answer, or not in a way that a

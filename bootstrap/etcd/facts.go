@@ -53,9 +53,11 @@ func (f Facts) joining() bool {
 	return f.Cluster.Joining != "" && f.Cluster.Incarnation == f.Incarnation.ID
 }
 
-// held is the record that is held for this incarnation; nil: none.
+// held is the record that is held for this incarnation; nil: none. One that was
+// held before the incarnation joined a cluster is none of that cluster's.
 func (f Facts) held(name string) *Record {
-	if f.Record == nil || !f.Record.names(name, f.Incarnation.ID) {
+	joined := f.Cluster.Added > 0 && f.Cluster.Incarnation == f.Incarnation.ID
+	if f.Record == nil || joined || !f.Record.names(name, f.Incarnation.ID) {
 		return nil
 	}
 	return f.Record

@@ -4,6 +4,7 @@ import (
 	"context"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,12 +14,12 @@ import (
 
 // spin explores the model completely, or to a depth of most steps, and returns
 // what it says.
-func spin(t *testing.T, most string, macros ...string) string {
+func spin(t *testing.T, file, most string, macros ...string) string {
 	t.Helper()
 	for _, program := range []string{"spin", "gcc"} {
 		need.Program(t, program, "spin gcc")
 	}
-	model, err := filepath.Abs("founding.pml")
+	model, err := filepath.Abs(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,19 +55,24 @@ func number(t *testing.T, re *regexp.Regexp, out string) string {
 	return found[1]
 }
 
-// TestModel has Spin look at every state of founding.pml.
+// TestModel has Spin look at every state of the models.
 func TestModel(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a minute or more")
 	}
-	out := spin(t, "1000000", "-DLOSSES=2")
-	t.Logf("%s states, none of them unsafe or stuck", number(t, spinStates, out))
-	if number(t, spinErrors, out) != "0" || regexp.MustCompile(`max search depth too small|Search not completed`).MatchString(out) {
-		t.Error(out)
+	for _, c := range []struct {
+		file   string
+		macros []string
+	}{{"founding.pml", []string{"-DLOSSES=2"}}, {"repair.pml", []string{"-DLOSSES=2"}}, {"repair.pml", []string{"-DLOSSES=2", "-DALONE"}}} {
+		out := spin(t, c.file, "1000000", c.macros...)
+		t.Logf("%s %v: %s states, none of them unsafe or stuck", c.file, c.macros, number(t, spinStates, out))
+		if number(t, spinErrors, out) != "0" || regexp.MustCompile(`max search depth too small|Search not completed`).MatchString(out) {
+			t.Error(out)
+		}
 	}
 }
 
-// TestModelMutations breaks one rule of the model at a time.
+// TestModelMutations breaks one rule of a model at a time.
 func TestModelMutations(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a minute or more")
@@ -77,11 +83,21 @@ func TestModelMutations(t *testing.T) {
 			if macro == "CACHED" {
 				most = "200" // the split is not deep, and there are many more states
 			}
-			out := spin(t, most, "-DLOSSES=1", "-D"+macro)
-			if number(t, spinErrors, out) == "0" {
-				t.Errorf("Spin finds nothing:\n%s", out)
-			}
-			t.Logf("found after %s states: %s", number(t, spinStates, out), regexp.MustCompile(`assertion violated.{0,40}`).FindString(out))
+			found(t, spin(t, "founding.pml", most, "-DLOSSES=1", "-D"+macro))
 		})
 	}
+	for _, macros := range [][]string{{"-DNOPROOF", "-DALONE"}, {"-DJOINER", "-DALONE"}, {"-DLATE"}, {"-DANYID"}, {"-DKEPT"}} {
+		t.Run("repair"+strings.Join(macros, ""), func(t *testing.T) {
+			found(t, spin(t, "repair.pml", "1000000", append(macros, "-DLOSSES=2")...))
+		})
+	}
+}
+
+// found logs what Spin found, which must be something.
+func found(t *testing.T, out string) {
+	t.Helper()
+	if number(t, spinErrors, out) == "0" {
+		t.Errorf("Spin finds nothing:\n%s", out)
+	}
+	t.Logf("found after %s states: %s", number(t, spinStates, out), regexp.MustCompile(`assertion violated.{0,40}`).FindString(out))
 }

@@ -150,6 +150,13 @@ func (g *gateway) view(ctx context.Context) (View, error) {
 	return v, nil
 }
 
+// self asks which member the own etcd is: a learner answers that too.
+func (g *gateway) self(ctx context.Context) (string, error) {
+	var status struct{ Header etcdHeader }
+	err := g.call(ctx, "/v3/maintenance/status", struct{}{}, &status)
+	return hexID(status.Header.Member), err
+}
+
 // create makes a key that is not there yet, and says whether it did.
 func (g *gateway) create(ctx context.Context, key string, value any, lease int64) (bool, error) {
 	data, err := json.Marshal(value)

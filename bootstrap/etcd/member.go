@@ -96,7 +96,7 @@ func (s State) mayHold(rec Record) error {
 	switch {
 	case s.Unknown != "":
 		return errors.New(s.Unknown)
-	case s.Facts.Data:
+	case s.Facts.Data || s.Facts.joining():
 		return fmt.Errorf("%s has data", s.Self)
 	case s.Facts.lost() || !rec.names(s.Self, s.Facts.Incarnation.ID):
 		return fmt.Errorf("the record names another incarnation of %s", s.Self)

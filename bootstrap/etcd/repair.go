@@ -60,10 +60,12 @@ type Step struct {
 	ID, Name, Incarnation, PeerURL string
 }
 
-// members is the own etcd, as far as repair needs it. All but hears need a quorum.
+// members is the own etcd, as far as repair needs it. All that is not said to do
+// without needs a quorum.
 type members interface {
 	view(ctx context.Context) (View, error)
-	hears(ctx context.Context) (map[string]bool, error)
+	self(ctx context.Context) (id string, err error)    // of a learner too; needs no quorum
+	hears(ctx context.Context) (map[string]bool, error) // by ID; needs no quorum
 	lock(ctx context.Context, name string) (release func(), err error)
 	register(ctx context.Context, id, name, incarnation string) error
 	add(ctx context.Context, peerURL string) (id string, err error)
@@ -106,7 +108,8 @@ func (s State) shown(name string) string {
 	return s.answers()[name].Incarnation
 }
 
-// proves says whether a voter has just shown that it is one. Before the lock is
+// proves says whether a voter has just shown that it is one, and the own etcd is
+// connected with it: what others serve may hang on the member that is to go. Before the lock is
 // held it is enough that its process runs.
 func (s State) proves(m EtcdMember) bool {
 	if m.ID == s.View.Self {
@@ -114,7 +117,7 @@ func (s State) proves(m EtcdMember) bool {
 	}
 	name, incarnation := s.owner(m)
 	st, ok := s.answers()[name]
-	return ok && st.Running && (st.Serves || !s.Proving) && st.Member == m.ID && (incarnation == "" || st.Incarnation == incarnation)
+	return ok && s.Hears[m.ID] && st.Running && (st.Serves || !s.Proving) && st.Member == m.ID && (incarnation == "" || st.Incarnation == incarnation)
 }
 
 // without says why the cluster must not go on without the voter m; empty: a
@@ -266,7 +269,10 @@ func (s State) dismiss(inRoster func(string) bool) (Step, string) {
 			return Step{}, fmt.Sprintf("%s left the roster and stays until %s is a member that serves", name, r.Name)
 		}
 	}
-	return Step{Do: Remove, ID: leaves.ID, Name: name}, "removes " + name + ", which left the roster: all others serve"
+	if not := s.without(*leaves); not != "" {
+		return Step{}, fmt.Sprintf("%s left the roster and cannot be removed: %s", name, not)
+	}
+	return Step{Do: Remove, ID: leaves.ID, Name: name}, "removes " + name + ", which left the roster: all of the roster serve"
 }
 
 // added is for a machine without data that a voter added for this very
@@ -284,6 +290,23 @@ func (s State) added(current map[string]Status) *Cluster {
 		}
 	}
 	return nil
+}
+
+// unaware are the members of the cluster that have not shown that they know of
+// this one. etcd finds its ID at any of them, and one that lags may still have
+// the ID that lost its data under this address. A view is read from a quorum
+// through the asked member's own etcd, which by that has applied all before it.
+func (s State) unaware(pin Cluster) string {
+	current := s.answers()
+	var all []string
+	for _, pair := range strings.Split(pin.Joining, ",") {
+		name, _, _ := strings.Cut(pair, "=")
+		v := current[name].View
+		if name != s.Self && (v == nil || v.Cluster != pin.ID || v.Revision < pin.Added || v.of(pin.Member) == nil) {
+			all = append(all, name)
+		}
+	}
+	return strings.Join(all, ", ")
 }
 
 // initialCluster is what a joining etcd must be told: the members that there

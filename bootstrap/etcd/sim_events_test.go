@@ -62,6 +62,9 @@ func (s *sim) event() {
 		s.log("%s: imaged again", m.name)
 		s.crash(m)
 		m.facts, m.data, m.etcd, m.config, m.unmounted = Facts{}, nil, false, s.rosters[s.r.IntN(len(s.rosters))], false
+		if s.repair != nil {
+			m.config = s.rosters[len(s.rosters)-1] // kimage config writes no other
+		}
 	case x < 74 && s.images > 0 && m.data != nil:
 		s.lose()
 		s.log("%s: data removed", m.name)
@@ -71,6 +74,7 @@ func (s *sim) event() {
 	case x < 80:
 		o := s.machines[s.r.IntN(len(s.machines))]
 		s.cut[m.name+o.name] = !s.cut[m.name+o.name]
+		s.log("%s to %s: cut %t", m.name, o.name, s.cut[m.name+o.name])
 		s.lost()
 	case x < 90 && len(s.late) > 0:
 		s.late[s.r.IntN(len(s.late))]()

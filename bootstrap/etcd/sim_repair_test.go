@@ -144,6 +144,7 @@ func (e *simMembers) view(context.Context) (View, error) {
 	if c, err = e.at(); err != nil { // the members are read later than the register
 		return View{}, err
 	}
+	e.m.data.config = len(c.configs) - 1
 	for _, m := range c.members() {
 		one := EtcdMember{ID: m.id, PeerURL: m.url, Learner: m.learner, Started: m.started}
 		if m.started {
@@ -157,6 +158,13 @@ func (e *simMembers) view(context.Context) (View, error) {
 	return v, nil
 }
 
+func (e *simMembers) self(context.Context) (string, error) {
+	if !e.m.etcd || e.m.data == nil || e.s.faults && e.s.r.IntN(2) == 0 {
+		return "", errors.New("etcd does not answer yet")
+	}
+	return hexID(e.m.data.member), nil
+}
+
 func (e *simMembers) hears(context.Context) (map[string]bool, error) {
 	c, err := e.at()
 	if err != nil {
@@ -164,7 +172,7 @@ func (e *simMembers) hears(context.Context) (map[string]bool, error) {
 	}
 	all := map[string]bool{}
 	for _, m := range c.members() {
-		if o := e.s.holds(c, m.id); o != nil && o.etcd && !e.s.cut[e.m.name+o.name] {
+		if o := e.s.holds(c, m.id); o != nil && o.etcd && !e.s.cut[e.m.name+o.name] && !e.s.cut[o.name+e.m.name] {
 			all[m.id] = true
 		}
 	}
@@ -253,16 +261,25 @@ func (e *simMembers) promote(_ context.Context, id string) error {
 // meanwhile etcd itself refuses what would end without a quorum.
 func (e *simMembers) change(c *simCluster, what string, now []simMember) error {
 	voters, live := 0, 0
-	for _, m := range now {
-		if !m.learner {
+	for _, m := range e.s.machines { // the most that reach one of them
+		reached := 0
+		voters = 0
+		for _, v := range now {
+			if v.learner {
+				continue
+			}
 			voters++
-			if o := e.s.holds(c, m.id); o != nil && o.etcd && !e.s.cut[e.m.name+o.name] && !e.s.cut[o.name+e.m.name] {
-				live++
+			if o := e.s.holds(c, v.id); o != nil && o.etcd && !e.s.cut[m.name+o.name] && !e.s.cut[o.name+m.name] {
+				reached++
 			}
 		}
+		live = max(live, reached)
 	}
 	if c.holder != e.m.agent && live <= voters/2 {
 		return errors.New("unhealthy cluster")
+	}
+	for _, o := range e.s.quorum(c, e.m) {
+		o.data.applied = c.acked // who has the change has all before it
 	}
 	e.s.log("%s %s", e.m.name, what)
 	c.configs = append(c.configs, now)
@@ -288,9 +305,15 @@ func (r *simRepair) join(s *sim, m *simMachine, l Launch) {
 	}
 	slices.Sort(told)
 	c := r.clusters[m.facts.Cluster.ID]
-	from := len(c.configs) - 1
-	if s.faults && s.r.IntN(3) == 0 {
-		from = s.r.IntN(len(c.configs))
+	from := -1
+	for _, i := range s.r.Perm(len(s.machines)) {
+		if o := s.machines[i]; o.etcd && o.data != nil && hexID(o.data.cluster) == c.id && !s.cut[m.name+o.name] && !s.cut[o.name+m.name] {
+			from = o.data.config
+		}
+	}
+	if from < 0 {
+		s.log("%s: etcd ends: could not retrieve cluster information", m.name)
+		return
 	}
 	var urls []string
 	var me simMember
@@ -308,9 +331,6 @@ func (r *simRepair) join(s *sim, m *simMachine, l Launch) {
 	id, _ := strconv.ParseUint(me.id, 16, 64)
 	cluster, _ := strconv.ParseUint(c.id, 16, 64)
 	m.data = &simData{dir: l.Incarnation, member: id, cluster: cluster, generation: m.facts.Cluster.Generation}
-	if me.id != m.facts.Cluster.Member {
-		s.fail("%s: etcd joins as member %s, and the disk says %s", m.name, me.id, m.facts.Cluster.Member)
-	}
 	s.hasData(m)
 	m.etcd = true
 	s.used[id] = true
@@ -338,7 +358,7 @@ func (r *simRepair) event(s *sim) {
 		for i, one := range now {
 			o := s.holds(c, one.id)
 			if o != nil && o.etcd && !s.cut[m.name+o.name] {
-				o.data.applied = c.acked
+				o.data.applied, o.data.config = c.acked, len(c.configs)-1
 				now[i].started, now[i].name = true, o.name
 			}
 		}
@@ -351,6 +371,11 @@ func (r *simRepair) event(s *sim) {
 		}
 	}
 	if !s.faults {
+		for _, c := range r.clusters {
+			if c.holder != nil && s.machines[int(c.holder.cfg.Name[0]-'a')].agent != c.holder {
+				c.holder = nil // who held it has died, and its lease has ended
+			}
+		}
 		return
 	}
 	switch s.r.IntN(12) {
@@ -440,7 +465,15 @@ func TestRepairSchedules(t *testing.T) {
 		}
 		failed := s.run()
 		if failed == "" {
-			repaired += s.repaired()
+			s.repaired()
+			for range 2 { // now that it is whole
+				s.faults, s.images = true, 1+s.r.IntN(2)
+				for range 60 {
+					s.event()
+				}
+				s.calm()
+				repaired += s.repaired()
+			}
 			failed = s.failed
 		}
 		if failed != "" {

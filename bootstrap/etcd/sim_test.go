@@ -45,6 +45,7 @@ type simData struct {
 	member, cluster uint64
 	generation      int
 	applied         int // how many acknowledged writes it has
+	config          int // which change of the members it has applied last
 }
 
 // simDisk is the machine's disk as one life of the agent sees it.

@@ -21,6 +21,7 @@ type viewCache struct {
 	hears map[string]bool
 	of    string // what the machines looked like
 	at    time.Time
+	known []EtcdMember // of the last view that there was
 }
 
 // viewAge is how old a view may be while nothing changes.
@@ -36,6 +37,13 @@ func (c *viewCache) last() *View {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.view
+}
+
+// members are those of the last view, also after it was forgotten: they are asked.
+func (c *viewCache) members() []EtcdMember {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.known
 }
 
 // View is what the own etcd last said of the members; nil: it is not known.
@@ -69,7 +77,7 @@ func (a *Agent) members(ctx context.Context, s State) (*View, map[string]bool) {
 	if err != nil {
 		return nil, nil // a learner, or no quorum
 	}
-	c.view, c.hears = &v, hears
+	c.view, c.hears, c.known = &v, hears, v.Members
 	return c.view, c.hears
 }
 
