@@ -81,6 +81,9 @@ func (n chaosNode) run(ctx context.Context) error {
 		Start:   n.start,
 		Ended: func(context.Context) (string, error) {
 			data, err := os.ReadFile(filepath.Join(n.Dir, "etcd.log"))
+			if errors.Is(err, os.ErrNotExist) {
+				return "", nil // none was ever started
+			}
 			return string(data[max(0, bytes.LastIndex(data, []byte(etcdStarts))):]), err
 		},
 		Halt: func(ctx context.Context) error {

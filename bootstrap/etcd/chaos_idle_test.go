@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 )
@@ -26,7 +25,7 @@ func TestEtcdIdle(t *testing.T) {
 		c.boot(m)
 	}
 	for start := time.Now(); ; {
-		if ok, how := c.founded(); ok && strings.HasPrefix(how, "all members") {
+		if ok, how := c.founded(); ok && how == allServe {
 			break
 		}
 		if time.Since(start) > time.Minute {

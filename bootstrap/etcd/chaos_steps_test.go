@@ -141,7 +141,7 @@ func (c *chaos) killedAfter(m *chaosMachine, n int, power bool, etcdutl string) 
 	}
 	for start := time.Now(); time.Since(start) < time.Minute; {
 		c.wait(100 * time.Millisecond)
-		if ok, how := c.founded(); ok && strings.HasPrefix(how, "3 members") {
+		if ok, how := c.founded(); ok && how == allServe {
 			step, _ := os.ReadFile(note)
 			return string(step)
 		}

@@ -267,6 +267,9 @@ func (m *chaosMachine) said() string {
 	return string(data)
 }
 
+// allServe is how a schedule ends in which no majority was lost.
+const allServe = "all members serve"
+
 // founded says whether the schedule ended as it must: all members whose data is
 // not lost run and a quorum of them serves; or a majority is lost, and all say so.
 func (c *chaos) founded() (bool, string) {
@@ -312,6 +315,7 @@ func (c *chaos) founded() (bool, string) {
 			return false, ""
 		}
 		// etcd, its files and the record must speak of the same cluster.
+		c.must(c.check.look(c.machines))
 		pin := struct{ ID, Incarnation string }{}
 		data, err := os.ReadFile(filepath.Join(m.state(), factsDir, clusterFile))
 		c.must(err)
@@ -320,7 +324,7 @@ func (c *chaos) founded() (bool, string) {
 			c.t.Errorf("%s: etcd says cluster %x, member %x; recorded are %s, %x", m.Name, h.Cluster, h.Member, pin.ID, c.check.member[pin.Incarnation])
 		}
 	}
-	return true, "all members serve"
+	return true, allServe
 }
 
 // TestEtcdMakesNoData: an etcd whose data was removed between the agent's last
