@@ -92,7 +92,7 @@ func (d dyingDisk) move(from, to string) error {
 }
 
 // moreSteps is more than any member needs to found.
-const moreSteps = 13
+const moreSteps = 20
 
 // TestChaosSteps kills the agent of each member in turn after each of its
 // steps, until it founds without reaching another. Where many schedules are
