@@ -36,8 +36,8 @@ const (
 	// the quickest of the last few took, and at most after standby.
 	dear = 8
 	// maxPings is how often a backend is pinged between two questions whether it is
-	// ready, which at every API server cost reads of etcd: with a second or so it is
-	// still known in time.
+	// ready, which costs an API server a read of etcd: every second and a half is
+	// often enough.
 	maxPings = 2
 	// beyond: a probe that hung since before another backend became ready ends, and
 	// one more is asked, before anything is closed.
@@ -217,7 +217,7 @@ func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (p
 		pause += standby - interval
 	case h == Ready:
 		pause += b.lately.dear()
-	case h != Ready && !b.anyReady():
+	case !b.anyReady():
 		pause = max(pause, now.Sub(began)) // there is nobody to change to
 	}
 	return pause, false

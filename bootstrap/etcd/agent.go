@@ -62,7 +62,7 @@ type Agent struct {
 	member *member
 	trust  *trust
 	proofs bool    // the others are to prove a quorum, because the own etcd does not run
-	etcd   members // the own one; nil: it is not asked, and repairs nothing
+	etcd   ownEtcd // the own one; nil: it is not asked, and repairs nothing
 	view   *viewCache
 	survey func(ctx context.Context, prove bool) // asks all other members
 	ask    func(context.Context, nodeconf.Member, Question) (Status, error)
@@ -360,7 +360,7 @@ func (a *Agent) observe(ctx context.Context) (s State) {
 		}
 	}
 	a.proofs = unusableBy(s.Ended) != ""
-	defer func() { s.View, s.Hears = a.members(ctx, s) }()
+	defer func() { s.View, s.Hears = a.askOwn(ctx, s) }()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s.Answers, s.Silent = map[string]Answer{}, map[string]time.Duration{}

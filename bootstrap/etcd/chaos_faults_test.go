@@ -36,13 +36,7 @@ func (c *chaos) fault() {
 		c.lost--
 		c.note("%s: rm -rf of the data, the agent lives", m.Name)
 		c.killEtcd(m)
-		c.must(c.check.look(c.machines))
-		data, _ := filepath.Glob(filepath.Join(m.state(), dataDir, "*"))
-		for _, d := range data {
-			// At once, as nobody sees half of a removal by a later boot.
-			os.Rename(d, filepath.Join(m.Dir, "removed"))
-			os.RemoveAll(filepath.Join(m.Dir, "removed"))
-		}
+		c.removeData(m)
 	case x < 54:
 		if m.agent != nil {
 			c.note("%s: agent paused", m.Name)
@@ -83,6 +77,17 @@ func (c *chaos) fault() {
 			m.away = true
 			c.later(func() { c.mount(m) })
 		}
+	}
+}
+
+// removeData removes all data at once, as nobody sees half of a removal by a
+// later boot.
+func (c *chaos) removeData(m *chaosMachine) {
+	c.must(c.check.look(c.machines)) // for the last time
+	data, _ := filepath.Glob(filepath.Join(m.state(), dataDir, "*"))
+	for _, d := range data {
+		os.Rename(d, filepath.Join(m.Dir, "removed"))
+		os.RemoveAll(filepath.Join(m.Dir, "removed"))
 	}
 }
 

@@ -3,8 +3,6 @@
 package etcd
 
 import (
-	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,8 +72,10 @@ func (c *chaos) calm() {
 }
 
 // lose takes something from a member, or changes the roster: what repair is for.
-// The others are whole.
-func (c *chaos) lose() {
+// The others are whole. What is returned is called when the cluster is whole
+// again.
+func (c *chaos) lose() (then func()) {
+	then = func() {}
 	members := c.members()
 	m := members[c.r.IntN(len(members))]
 	off := func() {
@@ -90,15 +90,16 @@ func (c *chaos) lose() {
 	case 1:
 		c.note("%s: rm -rf of the data", m.Name)
 		c.killEtcd(m)
-		data, _ := filepath.Glob(filepath.Join(m.state(), dataDir, "*"))
-		for _, d := range data {
-			os.Rename(d, filepath.Join(m.Dir, "removed"))
-			os.RemoveAll(filepath.Join(m.Dir, "removed"))
-		}
+		c.removeData(m)
 	case 2:
 		c.note("%s: its log is damaged", m.Name)
 		off()
 		c.damage(m)
+		then = func() {
+			if log, _ := os.ReadFile(filepath.Join(m.Dir, "etcd.log")); unusableBy(string(log)) == "" {
+				c.t.Errorf("the log of %s was damaged, and its etcd did not notice", m.Name)
+			}
+		}
 	case 3:
 		c.note("%s: an older copy of its disk is put back", m.Name)
 		off()
@@ -115,9 +116,11 @@ func (c *chaos) lose() {
 	default:
 		c.change()
 	}
+	return then
 }
 
-// damage turns a bit in the middle of a log's records.
+// damage turns a bit in each of 16 bytes among a log's first entries: between two
+// records there may be 7 that belong to none.
 func (c *chaos) damage(m *chaosMachine) {
 	logs, err := filepath.Glob(filepath.Join(m.state(), dataDir, "*", "member", "wal", "*.wal"))
 	c.must(err)
@@ -129,11 +132,13 @@ func (c *chaos) damage(m *chaosMachine) {
 	f, err := os.OpenFile(logs[len(logs)-1], os.O_RDWR, 0)
 	c.must(err)
 	defer f.Close()
-	var b [1]byte
-	const at = 700 // among the first entries
+	var b [16]byte
+	const at = 700
 	_, err = f.ReadAt(b[:], at)
 	c.must(err)
-	b[0] ^= 4
+	for i := range b {
+		b[i] ^= 4
+	}
 	_, err = f.WriteAt(b[:], at)
 	c.must(err)
 }
@@ -183,37 +188,25 @@ func (c *chaos) change() {
 // while a client writes and the faults of TestChaos go on. Needs root and network
 // namespaces.
 func TestChaosRepair(t *testing.T) {
-	built := programs(t)
-	seeds := []uint64{*simSeed}
-	if *simSeed == 0 {
-		seeds = nil
-		for range *chaosSchedules {
-			seeds = append(seeds, rand.Uint64N(1_000_000))
-		}
-	}
-	for _, seed := range seeds {
-		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
-			t.Parallel()
-			c := newChaos(t, seed, built, 5)
-			c.lost = 0
-			t.Cleanup(func() { c.explain(seed) })
-			c.start()
+	schedules(t, 5, func(c *chaos) {
+		c.lost = 0
+		c.start()
+		c.calm()
+		c.write()
+		start, losses := time.Now(), 3+c.r.IntN(3)
+		for range losses {
+			then := c.lose()
+			for range c.r.IntN(5) {
+				c.fault()
+				c.wait(time.Duration(20+c.r.IntN(600)) * time.Millisecond)
+			}
 			c.calm()
-			c.write()
-			start, losses := time.Now(), 3+c.r.IntN(3)
-			for range losses {
-				c.lose()
-				for range c.r.IntN(5) {
-					c.fault()
-					c.wait(time.Duration(20+c.r.IntN(600)) * time.Millisecond)
-				}
-				c.calm()
-			}
-			writes := c.written()
-			if writes == 0 {
-				t.Error("nothing was written")
-			}
-			t.Logf("%d losses and changes repaired in %.0f s, %d data directories, %d acknowledged writes are there", losses, time.Since(start).Seconds(), c.check.seen, writes)
-		})
-	}
+			then()
+		}
+		writes := c.written()
+		if writes == 0 {
+			c.t.Error("nothing was written")
+		}
+		c.t.Logf("%d losses and changes repaired in %.0f s, %d data directories, %d acknowledged writes are there", losses, time.Since(start).Seconds(), c.check.seen, writes)
+	})
 }

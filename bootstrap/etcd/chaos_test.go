@@ -347,7 +347,11 @@ func TestEtcdMakesNoData(t *testing.T) {
 
 // TestChaos founds on real etcd while machines are killed, imaged again,
 // paused, cut off and worse. Needs root and network namespaces.
-func TestChaos(t *testing.T) {
+func TestChaos(t *testing.T) { schedules(t, 3, (*chaos).run) }
+
+// schedules runs as many random schedules as are asked for, of so many machines
+// each; or the one of -seed.
+func schedules(t *testing.T, machines int, run func(*chaos)) {
 	built := programs(t)
 	seeds := []uint64{*simSeed}
 	if *simSeed == 0 {
@@ -359,9 +363,9 @@ func TestChaos(t *testing.T) {
 	for _, seed := range seeds {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			t.Parallel()
-			c := newChaos(t, seed, built, 3)
+			c := newChaos(t, seed, built, machines)
 			t.Cleanup(func() { c.explain(seed) })
-			c.run()
+			run(c)
 		})
 	}
 }

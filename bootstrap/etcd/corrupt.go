@@ -7,13 +7,14 @@ import (
 	"strings"
 )
 
-// unusable are etcd's own words for data that it can never start on again, of
-// etcd 3.5 to 3.7. The list is closed: a member that ends in any other way (a
-// port, a certificate, a full disk) keeps its data. Not among them is what a
+// unusable are etcd's last words when it cannot start on its data, as in the
+// sources of etcd 3.7.3 and bbolt. The list is closed: a member that ends in any
+// other way (a port, a certificate, a full disk) keeps its data. Not among them is
+// what etcd warns of and gets over, as a snapshot with a wrong sum, nor what a
 // comparison with others finds: it does not say who of them is wrong.
 var unusable = []string{
 	"walpb: crc mismatch",
-	"snap: crc mismatch",
+	`"msg":"discovery failed","error":"proto:`, // a record of the log is none
 	"failed to read WAL, cannot be repaired",
 	"failed to recover v3 backend from snapshot",
 	"failed to find database snapshot file",

@@ -42,7 +42,20 @@ func loadTrust(dir string, now func() time.Time, floor time.Time) (*trust, error
 	if err != nil {
 		return nil, fmt.Errorf("reading this member's peer certificate: %w", err)
 	}
-	file := filepath.Join(dir, nodeconf.PeerCA+".crt")
+	roots, err := readAuthority(filepath.Join(dir, nodeconf.PeerCA+".crt"))
+	if err != nil {
+		return nil, err
+	}
+	return &trust{cert, roots, func() time.Time {
+		if t := now(); t.After(floor) {
+			return t
+		}
+		return floor
+	}}, nil
+}
+
+// readAuthority reads the certificates of an authority.
+func readAuthority(file string) (*x509.CertPool, error) {
 	pem, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
@@ -51,12 +64,7 @@ func loadTrust(dir string, now func() time.Time, floor time.Time) (*trust, error
 	if !roots.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("%s holds no certificate: make the machine's config again with kimage config", file)
 	}
-	return &trust{cert, roots, func() time.Time {
-		if t := now(); t.After(floor) {
-			return t
-		}
-		return floor
-	}}, nil
+	return roots, nil
 }
 
 // config is for both sides: each must be of the peer authority, and its name is

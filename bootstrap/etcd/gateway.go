@@ -5,14 +5,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -50,12 +48,10 @@ func newGateway(pki, name, client, metrics string, timeout time.Duration) (*gate
 	if err != nil {
 		return nil, fmt.Errorf("reading the certificate with which this agent is etcd's client: %w", err)
 	}
-	pem, err := os.ReadFile(filepath.Join(pki, nodeconf.EtcdCA+".crt"))
+	roots, err := readAuthority(filepath.Join(pki, nodeconf.EtcdCA+".crt"))
 	if err != nil {
 		return nil, err
 	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(pem)
 	return &gateway{client: client, metrics: metrics, http: &http.Client{Timeout: timeout, Transport: &http.Transport{
 		DialContext:     (&net.Dialer{Timeout: timeout}).DialContext,
 		MaxIdleConns:    1,

@@ -60,9 +60,9 @@ type Step struct {
 	ID, Name, Incarnation, PeerURL string
 }
 
-// members is the own etcd, as far as repair needs it. All that is not said to do
+// ownEtcd is the own etcd, as far as repair needs it. All that is not said to do
 // without needs a quorum.
-type members interface {
+type ownEtcd interface {
 	view(ctx context.Context) (View, error)
 	self(ctx context.Context) (id string, err error)    // of a learner too; needs no quorum
 	hears(ctx context.Context) (map[string]bool, error) // by ID; needs no quorum

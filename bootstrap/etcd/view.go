@@ -49,8 +49,8 @@ func (c *viewCache) members() []EtcdMember {
 // View is what the own etcd last said of the members; nil: it is not known.
 func (a *Agent) View() *View { return a.view.last() }
 
-// members asks the own etcd of a member with data, or remembers what it said.
-func (a *Agent) members(ctx context.Context, s State) (*View, map[string]bool) {
+// askOwn asks the own etcd of a member with data, or remembers what it said.
+func (a *Agent) askOwn(ctx context.Context, s State) (*View, map[string]bool) {
 	c := a.view
 	if a.etcd == nil || s.Unknown != "" || !s.Running || !s.Facts.Data {
 		c.forget()

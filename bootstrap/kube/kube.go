@@ -103,7 +103,7 @@ type Node struct {
 	settings    settings
 	kubeconfigs kubeconfigs
 	turn        turn
-	renewLooked time.Time         // when no certificate was found to be old
+	renewLooked time.Time         // when renew last looked
 	changed     func(what string) // told of each change, to be cut off after it; nil: nobody
 }
 

@@ -40,14 +40,12 @@ func (n *Node) keep(ctx context.Context) error {
 	if !n.master() {
 		return nil
 	}
-	if err := n.renew(ctx); err != nil {
-		return err // without it this master's own credentials may have ended
-	}
+	renewed := n.renew(ctx) // first: this master's own credentials may have ended
 	c, err := n.adminClient()
 	if err != nil {
-		return err
+		return errors.Join(renewed, err)
 	}
-	return errors.Join(n.provision(ctx, c), n.forbidAutoApproval(ctx, c), n.approve(ctx, c), n.label(ctx, c))
+	return errors.Join(renewed, n.provision(ctx, c), n.forbidAutoApproval(ctx, c), n.approve(ctx, c), n.label(ctx, c))
 }
 
 // provision makes what init does not: tokens and the rights of their users, and

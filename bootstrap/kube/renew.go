@@ -38,11 +38,13 @@ const (
 
 // renew has kubeadm renew its certificates when two thirds of the life of one are
 // over, and the control plane started again with them. A pod that is older than
-// what it uses was not, whatever happened meanwhile.
+// what it uses was not, whatever happened meanwhile. What does not succeed is
+// tried again at the next look: months are left.
 func (n *Node) renew(ctx context.Context) error {
 	if n.Now().Sub(n.renewLooked) < renewLook {
 		return nil
 	}
+	n.renewLooked = n.Now()
 	file, err := n.oldCertificate()
 	if err != nil {
 		return err
@@ -51,7 +53,7 @@ func (n *Node) renew(ctx context.Context) error {
 		if n.Lock != nil {
 			release, ok, err := n.Lock(ctx, Keep)
 			if err == nil && !ok {
-				return nil // another master's turn; look again
+				return nil // another master's turn
 			}
 			if err == nil {
 				time.AfterFunc(renewTurn, release)
@@ -70,11 +72,7 @@ func (n *Node) renew(ctx context.Context) error {
 			return fmt.Errorf("renewing kubeadm's certificates: %w", err)
 		}
 	}
-	if err := n.restartOld(); err != nil {
-		return err
-	}
-	n.renewLooked = n.Now()
-	return nil
+	return n.restartOld()
 }
 
 // oldCertificate is a file whose certificate has lived for two thirds; empty: none.

@@ -98,6 +98,7 @@ func TestRenew(t *testing.T) {
 	}
 	renew := func(what string, ran, pods int) {
 		t.Helper()
+		now = now.Add(renewLook)
 		if err := n.renew(t.Context()); err != nil && !errors.Is(err, c.fail) {
 			t.Fatal(err)
 		}
@@ -120,6 +121,9 @@ func TestRenew(t *testing.T) {
 	renew("kubeadm fails", 1, 0)
 	c.fail, c.end = nil, now
 	renew("old", 2, len(staticPods))
+	if err := n.renew(t.Context()); err != nil || !n.renewLooked.Equal(now) || len(c.ran) != 2 {
+		t.Errorf("looked again at once: %v, ran %q", err, c.ran)
+	}
 	if want := "kubeadm certs renew all"; c.ran[1] != want {
 		t.Errorf("ran %s", c.ran[1])
 	}
