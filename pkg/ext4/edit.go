@@ -133,17 +133,44 @@ var chatter = []string{"debugfs:", "Allocated inode:", "extent: "}
 // linkRoom is what a fresh directory block holds in names, bytes.
 const linkRoom = 4000
 
-// script is a debugfs command file under construction.
+// commands is a debugfs command file under construction.
+type commands struct {
+	bytes.Buffer
+	dir string // current directory, quoted; empty: the root
+}
+
+// name goes to p's directory and returns what p is called there: debugfs looks
+// up, and verifies, every directory of every path that it is given.
+func (c *commands) name(p string) (string, error) {
+	if p == "." {
+		return "/", nil
+	}
+	dir, err := quote(path.Dir(p))
+	if err != nil {
+		return "", err
+	}
+	if c.dir != dir {
+		fmt.Fprintf(c, "cd %s\n", dir)
+		c.dir = dir
+	}
+	base := path.Base(p)
+	if strings.HasPrefix(base, "<") { // an inode's number, if nothing is before it
+		base = "./" + base
+	}
+	return quoteText(base)
+}
+
+// script is what a tree becomes.
 type script struct {
 	scratch   string
 	existing  Listing
 	blockSize int64
 	extents   bool // the file system has them
-	buf       bytes.Buffer
+	buf       commands
 	staged    int
 
-	directBytes int64   // the size from which on content is written afterwards
-	large       []large // such files
+	directBytes int64        // the size from which on content is written afterwards
+	large       []tree.Entry // such files
 }
 
 func (s *script) build(t *tree.Tree) error {
@@ -204,7 +231,7 @@ func (s *script) build(t *tree.Tree) error {
 }
 
 func (s *script) entry(e tree.Entry) error {
-	p, err := quote(e.Path)
+	p, err := s.buf.name(e.Path)
 	if err != nil {
 		return err
 	}
@@ -262,12 +289,8 @@ func (s *script) entry(e tree.Entry) error {
 	return s.xattrs(e, p)
 }
 
-// node makes a pipe or device; mknod knows no paths, only names.
+// node makes a pipe or device in the current directory: mknod knows only names.
 func (s *script) node(e tree.Entry) error {
-	dir, err := quote(path.Dir(e.Path))
-	if err != nil {
-		return err
-	}
 	name, err := quoteText(path.Base(e.Path))
 	if err != nil {
 		return err
@@ -279,7 +302,7 @@ func (s *script) node(e tree.Entry) error {
 	case e.Mode&fs.ModeCharDevice != 0:
 		what = fmt.Sprintf("c %d %d", e.Major, e.Minor)
 	}
-	fmt.Fprintf(&s.buf, "cd %s\nmknod %s %s\ncd /\n", dir, name, what)
+	fmt.Fprintf(&s.buf, "mknod %s %s\n", name, what)
 	return nil
 }
 

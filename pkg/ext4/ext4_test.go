@@ -57,6 +57,9 @@ func content(t *testing.T) *tree.Tree {
 	for _, err := range []error{
 		tr.Bytes("dir/a file", 0o644, []byte("spaces\n")),
 		tr.Bytes("dir/quote\"d", 0o600, []byte("q")),
+		tr.Bytes("dir/<12>", 0o600, []byte("<")),
+		tr.Symlink("dir/<13>", "<12>"),
+		tr.Bytes("<dir>/file", 0o644, []byte("x")),
 		tr.Bytes("big", 0o755, big),
 		tr.Symlink("dir/link", "../big"),
 		tr.Symlink("long", strings.Repeat("x/", 80)),
@@ -87,7 +90,7 @@ func TestAdd(t *testing.T) {
 			t.Fatal(err)
 		}
 		for path, want := range map[string]string{
-			"setuid": "04755", "sticky": "01777", "owned": "Group: 70000", "big": "Links: 3", "dir/link": `Fast link dest: "../big"`, "capable": `user.test (5) = "value"`,
+			"setuid": "04755", "sticky": "01777", "owned": "Group: 70000", "big": "Links: 3", "dir/link": `Fast link dest: "../big"`, "dir/<13>": `Fast link dest: "<12>"`, "<dir>/file": "Size: 1\n", "dir/<12>": "Mode:  0600", "capable": `user.test (5) = "value"`,
 		} {
 			if out := debugfs(t, v, "stat /"+path); !strings.Contains(out, want) {
 				t.Errorf("/%s: no %q in\n%s", path, want, out)

@@ -26,12 +26,6 @@ const largeBytes = 256 << 10
 // debugfs costs more than the two further runs that allocated blocks need.
 const manyFiles = 100
 
-// large is a file whose blocks are allocated and not yet written.
-type large struct {
-	path  string // quoted
-	entry tree.Entry
-}
-
 // extent is a run of blocks of a file.
 type extent struct{ logical, physical, length int64 }
 
@@ -44,13 +38,13 @@ func (s *script) reserve(e tree.Entry, p string) error {
 		}
 	}
 	fmt.Fprintf(&s.buf, "write %s %s\nfallocate %s 0 %d\nsif %s size %d\n", empty, p, p, (e.Size-1)/s.blockSize, p, e.Size)
-	s.large = append(s.large, large{p, e})
+	s.large = append(s.large, e)
 	return nil
 }
 
 // fill writes the content of files that are reserved, and makes their blocks
 // written ones.
-func (v Volume) fill(ctx context.Context, files []large, blockSize int64) error {
+func (v Volume) fill(ctx context.Context, files []tree.Entry, blockSize int64) error {
 	out, err := os.OpenFile(v.File, os.O_WRONLY, 0)
 	if err != nil {
 		return err
@@ -60,14 +54,18 @@ func (v Volume) fill(ctx context.Context, files []large, blockSize int64) error 
 	if err != nil {
 		return err
 	}
-	var marks bytes.Buffer
+	var marks commands
 	buf := make([]byte, 1<<20)
 	for i, f := range files {
 		extents := all[i]
-		if err := v.copyIn(ctx, out, f.entry, extents, blockSize, buf); err != nil {
-			return fmt.Errorf("writing %s: %w", f.entry.Path, err)
+		if err := v.copyIn(ctx, out, f, extents, blockSize, buf); err != nil {
+			return fmt.Errorf("writing %s: %w", f.Path, err)
 		}
-		fmt.Fprintf(&marks, "extent_open %s\n", f.path)
+		p, err := marks.name(f.Path)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&marks, "extent_open %s\n", p)
 		for _, e := range extents {
 			fmt.Fprintf(&marks, "goto_block %d\nreplace_node %d %d %d\n", e.logical, e.logical, e.length, e.physical)
 		}
@@ -84,10 +82,14 @@ func (v Volume) fill(ctx context.Context, files []large, blockSize int64) error 
 var extentRow = regexp.MustCompile(`^\s*(\d+)/\s*(\d+)\s+\d+/\s*\d+\s+(\d+)\s*-\s*\d+\s+(\d+)\s*-\s*\d+\s+(\d+)\b`)
 
 // extents lists the blocks of files without holes.
-func (v Volume) extents(ctx context.Context, files []large) ([][]extent, error) {
-	var script bytes.Buffer
+func (v Volume) extents(ctx context.Context, files []tree.Entry) ([][]extent, error) {
+	var script commands
 	for _, f := range files {
-		fmt.Fprintf(&script, "extents %s\n", f.path)
+		p, err := script.name(f.Path)
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(&script, "extents %s\n", p)
 	}
 	out, stderr, err := run.Both(ctx, run.Cmd{Argv: []string{"debugfs", "-f", "-", v.device()}, Stdin: &script})
 	if err != nil {
