@@ -47,7 +47,7 @@ lint:
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./e2e
 	$(GO) vet -tags chaos ./bootstrap/etcd
-	$(GO) vet -tags integration ./bootstrap/kube
+	$(GO) vet -tags integration ./bootstrap/kube ./pkg/squashfs
 	shellcheck images/files/activation/activate images/files/activation/start .ci/run e2e/bench.sh
 
 quick: $(AGENT) lint
@@ -61,7 +61,7 @@ test: deps build lint
 
 RUN ?= .
 integration: deps
-	$(GO) test -tags integration -count=1 -v -timeout 30m -run '$(RUN)' ./bootstrap/kube
+	$(GO) test -tags integration -count=1 -v -timeout 30m -run '$(RUN)' ./bootstrap/kube ./pkg/squashfs
 
 # How many machines one story may boot.
 MACHINES ?= $(if $(CI),1,3)

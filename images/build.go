@@ -34,7 +34,7 @@ import (
 const Version = "0.1.0"
 
 // diskVersion changes when the same inputs give another disk.
-const diskVersion = 5
+const diskVersion = 6
 
 // unixTime is when everything in an image says it was made: an image's age is
 // that of its inputs, and the same inputs give the same bytes.
@@ -264,7 +264,7 @@ func (b *Builder) Build(ctx context.Context) (*Result, error) {
 		if !verity {
 			b.report.Logf("the base has no libcryptsetup: the payload is a plain squashfs, compared with its digest at every boot")
 		}
-		p, err = b.writePayload(gctx, t, scratch.Path, verity)
+		p, err = b.writePayload(gctx, set, t, scratch.Path, verity)
 		return err
 	})
 	if err := group.Wait(); err != nil {

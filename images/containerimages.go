@@ -131,12 +131,7 @@ func (im images) tree(ctx context.Context) (*tree.Tree, error) {
 		}
 		return t, nil
 	}
-	f, err := im.cache.Open(ctx, im.entry, imagestore.ListFile)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	list, err := io.ReadAll(f)
+	list, err := readEntry(ctx, im.cache, im.entry, imagestore.ListFile)
 	if err != nil {
 		return nil, err
 	}

@@ -120,25 +120,27 @@ type payload struct {
 }
 
 // writePayload packs t; verity unless the base cannot open it.
-func (b *Builder) writePayload(ctx context.Context, t *tree.Tree, scratch string, verity bool) (payload, error) {
+func (b *Builder) writePayload(ctx context.Context, set *components.Set, t *tree.Tree, scratch string, verity bool) (payload, error) {
 	p := payload{file: filepath.Join(scratch, "payload.raw")}
 	c := squashfs.Config{File: p.file, UnixTime: unixTime}
 	if verity {
 		c.OffsetBytes = ddi.FilesystemOffset
 	}
-	if err := squashfs.Write(ctx, t, c); err != nil {
+	var err error
+	if c.Packed, err = b.packPrograms(ctx, set); err != nil {
 		if d, ok := errors.AsType[*components.Damaged](err); ok {
 			return p, b.cache.Discard(d.File.Entry, d)
 		}
 		return p, err
 	}
+	if err := squashfs.Write(ctx, t, c); err != nil {
+		return p, err
+	}
 	if !verity {
 		// The activation files need it, where there is no root hash.
-		var err error
 		p.sha256, _, err = fileSHA256(ctx, p.file)
 		return p, err
 	}
-	var err error
 	p.rootHash, err = ddi.Wrap(ctx, ddi.Config{File: p.file, Arch: b.config.Arch, Seed: b.os.Name})
 	return p, err
 }

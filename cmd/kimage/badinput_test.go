@@ -198,10 +198,11 @@ func truncate(file string, size int64) error { return os.Truncate(file, size/2) 
 func TestCorruptCache(t *testing.T) {
 	f, cache := fixtures(t), t.TempDir()
 	want := build(t, f.args(cache, t.TempDir())...).Artifacts[0].Digest
-	for _, kind := range []string{"/base/", "/unpacked/", "/pulled/", "/store/", "/data", "/entries.json"} {
+	for _, kind := range []string{"/base/", "/unpacked/", "/pulled/", "/store/", "/data", "/entries.json", "/blocks", "/index.json"} {
 		t.Run(kind+" flipped", func(t *testing.T) {
-			if kind == "/pulled/" { // read only to make the image store
-				if err := os.RemoveAll(filepath.Join(cache, "entries/store")); err != nil {
+			// Read only to make something else, which is in the cache too.
+			if made, ok := map[string]string{"/pulled/": "store", "/unpacked/": "packed"}[kind]; ok {
+				if err := os.RemoveAll(filepath.Join(cache, "entries", made)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -227,7 +228,7 @@ func TestMissingProgram(t *testing.T) {
 	const hide = "mount -t tmpfs none /usr/sbin"
 	refused(t, inNamespace(t, f.args(t.TempDir(), out), hide), out, "mke2fs", "apt-get install e2fsprogs")
 	text, errOut, status := finish(t, inNamespace(t, []string{"doctor"}, hide))
-	if status != 1 || !regexp.MustCompile(`mke2fs +MISSING, package e2fsprogs`).MatchString(text) || !regexp.MustCompile(`mksquashfs +ok`).MatchString(text) {
+	if status != 1 || !regexp.MustCompile(`mke2fs +MISSING, package e2fsprogs`).MatchString(text) || !regexp.MustCompile(`mmdebstrap +ok`).MatchString(text) {
 		t.Errorf("doctor: status %d\n%s%s", status, text, errOut)
 	}
 	if text, _, status := kimage(t, "doctor"); status != 0 {

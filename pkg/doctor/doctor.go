@@ -42,7 +42,6 @@ var (
 		{Program: "mke2fs", Package: "e2fsprogs", Why: "makes the data partition"},
 		{Program: "e2fsck", Package: "e2fsprogs", Why: "checks what was written"},
 		{Program: "debugfs", Package: "e2fsprogs", Why: "writes into ext4 without mounting"},
-		{Program: "mksquashfs", Package: "squashfs-tools", Why: "makes the payload"},
 	}
 	BasePackages = []Need{
 		{Program: "mmdebstrap", Package: "mmdebstrap", Why: "makes a base from packages"},

@@ -28,6 +28,9 @@ type Reporter struct {
 	mu    sync.Mutex
 	stage int
 	total int
+
+	pool *mpb.Progress // of the bars that are shown; nil: none
+	bars int
 }
 
 // New reports to w; stages is how many there will be.
@@ -67,23 +70,26 @@ type Bar struct {
 	total   int64
 	started time.Time
 
-	pool *mpb.Progress
-	bar  *mpb.Bar
+	bar *mpb.Bar
 
 	mu       sync.Mutex
 	done     int64
 	lastLine time.Time
 }
 
-// Bar begins a bar. It must be ended with Done.
+// Bar begins a bar, below those that are not ended yet. It must be ended with Done.
 func (r *Reporter) Bar(name string, total int64) *Bar {
 	if r == nil {
 		return nil
 	}
 	b := &Bar{r: r, name: name, total: total, started: time.Now(), lastLine: time.Now()}
 	if r.terminal {
-		b.pool = mpb.New(mpb.WithOutput(r.w), mpb.WithWidth(60), mpb.WithRefreshRate(150*time.Millisecond))
-		b.bar = b.pool.AddBar(total,
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.bars++; r.bars == 1 {
+			r.pool = mpb.New(mpb.WithOutput(r.w), mpb.WithWidth(60), mpb.WithRefreshRate(150*time.Millisecond))
+		}
+		b.bar = r.pool.AddBar(total,
 			mpb.BarRemoveOnComplete(),
 			mpb.PrependDecorators(decor.Name("      "+name, decor.WCSyncSpaceR)),
 			mpb.AppendDecorators(decor.CountersKibiByte("% .0f / % .0f"),
@@ -125,7 +131,30 @@ func (b *Bar) Done() {
 	}
 	b.bar.SetTotal(-1, true)
 	b.bar.Abort(true)
-	b.pool.Wait()
+	b.r.mu.Lock()
+	defer b.r.mu.Unlock()
+	if b.r.bars--; b.r.bars == 0 {
+		b.r.pool.Wait()
+	}
+}
+
+// Reader is in, and each byte that is read counts as done.
+func (b *Bar) Reader(in io.Reader) io.Reader {
+	if b == nil {
+		return in
+	}
+	return counting{in, b}
+}
+
+type counting struct {
+	in  io.Reader
+	bar *Bar
+}
+
+func (c counting) Read(p []byte) (int, error) {
+	n, err := c.in.Read(p)
+	c.bar.Add(int64(n))
+	return n, err
 }
 
 // Step says now and then that a step of unknown length (a compiler) is still

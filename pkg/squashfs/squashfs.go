@@ -1,83 +1,192 @@
-// Package squashfs writes a tree as a squashfs file system with mksquashfs.
+// Package squashfs writes a tree as a squashfs 4.0 file system, compressed by zstd.
 //
-// The tree goes in as a tar stream, never through a staging directory, so
-// modes, times and extended attributes do not depend on who builds. Everything
-// in it is root's: with a tar stream mksquashfs 4.5 gives the root directory to
-// whoever runs it, whatever -root-uid says, and only -all-root prevents that.
+//	Pack: content -> blocks, once per content, on all processors
+//	Write: tree + packed blocks -> file system
+//
+// It is no wrapper of mksquashfs for three reasons. Blocks of a file do not depend
+// on what lies beside it, so what was packed once can be kept, and most of a
+// payload is the same from one bake to the next. The bytes depend on this module
+// alone, not on which squashfs-tools and libzstd a machine has. And nothing needs
+// to be installed.
+//
+// What payloads do not have is refused: owners other than root, hard links,
+// devices, extended attributes. Small files are blocks of their own, never
+// fragments; there is no export table, as nobody serves a payload by NFS.
+//
+// The format is that of the kernel's fs/squashfs/squashfs_fs.h and
+// https://dr-emann.github.io/squashfs/.
 package squashfs
 
 import (
+	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"math"
+	"math/bits"
 	"os"
-	"strconv"
-	"time"
+	"path"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/kimage-project/kimage/pkg/run"
 	"github.com/kimage-project/kimage/pkg/tree"
 )
 
-// Level is the zstd level of a payload. Measured on kubelet, kubeadm and
-// kubectl (229 MB, two cores): level 3 takes 0.6 s and 64.6 MB, level 6 1.3 s and
-// 60.6 MB, level 12 6.4 s and 59.8 MB.
-const Level = 6
-
-// blockSize is squashfs's largest: 7 % smaller than the default for Go binaries,
+// blockSize is squashfs's largest: 7 % smaller than its default for Go binaries,
 // at no cost in time.
 const blockSize = 1 << 20
+
+const (
+	superblockSize = 96
+	compressorZstd = 6
+	noFragments    = 0x0010
+	noXattrs       = 0x0200
+	none           = math.MaxUint64 // a table that is not there
+	padding        = 4096           // for readers of whole pages
+)
+
+var le = binary.LittleEndian
 
 // Config says how a tree is written.
 type Config struct {
 	File        string // made anew; must not exist
 	OffsetBytes int64  // where in File it starts; what is before stays a hole
 	UnixTime    int64  // every timestamp, seconds
-	Memory      int    // MiB that mksquashfs may use for its queues; 0: 96
+	Packed      map[string]Packed
 }
 
-// Write writes t to c.File. An entry that is not root's is an error.
-func Write(ctx context.Context, t *tree.Tree, c Config) error {
-	for _, e := range t.Entries() {
-		if e.UID != 0 || e.GID != 0 {
-			return fmt.Errorf("writing squashfs: %s belongs to %d:%d, not to root", e.Path, e.UID, e.GID)
+// Packed is the content of a regular file, by its path in Config.
+type Packed struct {
+	Blocks
+	Open func() (io.ReadCloser, error) // what Pack wrote
+}
+
+// Write writes t to c.File.
+func Write(ctx context.Context, t *tree.Tree, c Config) (err error) {
+	entries := t.Entries()
+	for _, e := range entries {
+		if err := suitable(e); err != nil {
+			return fmt.Errorf("writing squashfs: %s %w", e.Path, err)
 		}
 	}
-	mem := c.Memory
-	if mem == 0 {
-		mem = 96
+	if c.UnixTime < 0 || c.UnixTime > math.MaxUint32 {
+		return fmt.Errorf("BUG: squashfs cannot hold the time %d", c.UnixTime)
 	}
-	r, w, err := os.Pipe()
+	f, err := os.OpenFile(c.File, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
-	defer r.Close()
-	// The largest pipe that an ordinary user may have: both sides work in turns
-	// of a mebibyte instead of 64 KiB. Where it is refused, it is only slower.
-	unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 1<<20)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	tarErr := make(chan error, 1)
-	go func() {
-		err := t.WriteTar(w, time.Unix(c.UnixTime, 0))
-		if err != nil {
-			cancel() // a short tar must not become a valid file system
+	defer func() { err = errors.Join(err, f.Close()) }()
+	w := &writer{c: c, out: bufio.NewWriterSize(io.NewOffsetWriter(f, c.OffsetBytes+superblockSize), blockSize), size: superblockSize}
+	files := map[string]file{}
+	for _, e := range entries {
+		if !e.Mode.IsRegular() {
+			continue
 		}
-		tarErr <- errors.Join(err, w.Close())
-	}()
-	seconds := strconv.FormatInt(c.UnixTime, 10)
-	err = run.Run(ctx, run.Cmd{Stdin: r, Argv: []string{"mksquashfs", "-", c.File, "-tar", "-offset", strconv.FormatInt(c.OffsetBytes, 10), "-noappend", "-quiet", "-no-progress",
-		"-comp", "zstd", "-Xcompression-level", strconv.Itoa(Level), "-b", strconv.Itoa(blockSize),
-		"-mem", strconv.Itoa(mem) + "M", "-reproducible", "-mkfs-time", seconds,
-		"-all-root", "-root-mode", "0755", "-root-time", seconds, "-all-time", seconds}})
-	r.Close()
-	if werr := <-tarErr; werr != nil && !errors.Is(werr, io.ErrClosedPipe) && !errors.Is(werr, os.ErrClosed) {
-		err = errors.Join(werr, err)
+		if files[e.Path], err = w.data(ctx, e); err != nil {
+			return fmt.Errorf("writing squashfs: %s: %w", e.Path, err)
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("writing squashfs: %w", err)
+	inodes := newInodes(entries, files, uint32(c.UnixTime))
+	root := inodes.directory(entries[0], uint32(len(entries))+1) // as mksquashfs names the root's parent
+	super := make([]byte, superblockSize)
+	le.PutUint32(super[0:], 0x73717368)
+	le.PutUint32(super[4:], uint32(len(entries)))
+	le.PutUint32(super[8:], uint32(c.UnixTime))
+	le.PutUint32(super[12:], blockSize)
+	le.PutUint16(super[20:], compressorZstd)
+	le.PutUint16(super[22:], uint16(bits.TrailingZeros(blockSize)))
+	le.PutUint16(super[24:], noFragments|noXattrs)
+	le.PutUint16(super[26:], 1) // owners
+	le.PutUint16(super[28:], 4) // version
+	le.PutUint64(super[32:], root.position())
+	le.PutUint64(super[56:], none) // extended attributes
+	le.PutUint64(super[64:], uint64(w.size))
+	w.write(inodes.table.end())
+	le.PutUint64(super[72:], uint64(w.size))
+	w.write(inodes.listings.end())
+	// Every owner is number 0 of this table, which a list of its blocks follows.
+	var owners metadata
+	owners.write(make([]byte, 4))
+	at := w.size
+	w.write(owners.end())
+	le.PutUint64(super[48:], uint64(w.size))
+	w.write(le.AppendUint64(nil, uint64(at)))
+	le.PutUint64(super[40:], uint64(w.size))
+	le.PutUint64(super[80:], none) // fragments
+	le.PutUint64(super[88:], none) // export table
+	if err := w.out.Flush(); err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(super, c.OffsetBytes); err != nil {
+		return err
+	}
+	return f.Truncate(c.OffsetBytes + (w.size+padding-1)/padding*padding)
+}
+
+func suitable(e tree.Entry) error {
+	switch {
+	case e.UID != 0 || e.GID != 0:
+		return fmt.Errorf("belongs to %d:%d, not to root", e.UID, e.GID)
+	case e.Hard:
+		return errors.New("is a hard link, which a payload cannot have")
+	case len(e.Xattrs) > 0:
+		return errors.New("has extended attributes, which a payload cannot have")
+	case e.Mode.IsDir() || e.Mode.IsRegular() || e.Mode.Type() == fs.ModeSymlink:
+	default:
+		return fmt.Errorf("is of type %v, which a payload cannot have", e.Mode.Type())
+	}
+	if len(path.Base(e.Path)) > 255 || len(e.Target) > 65535 {
+		return errors.New("has too long a name")
 	}
 	return nil
+}
+
+// writer writes from the superblock on.
+type writer struct {
+	c    Config
+	out  *bufio.Writer // remembers its first error
+	size int64         // from the file system's start
+}
+
+func (w *writer) write(p []byte) {
+	w.out.Write(p)
+	w.size += int64(len(p))
+}
+
+// file is where a regular file's blocks are.
+type file struct {
+	start int64
+	Blocks
+}
+
+func (w *writer) data(ctx context.Context, e tree.Entry) (file, error) {
+	f := file{start: w.size}
+	if e.Size == 0 {
+		return f, nil
+	}
+	packed, ok := w.c.Packed[e.Path]
+	open := e.Open
+	if ok {
+		f.Blocks, open = packed.Blocks, packed.Open
+	}
+	r, err := open()
+	if err != nil {
+		return f, err
+	}
+	defer r.Close()
+	if !ok {
+		if f.Blocks, err = Pack(ctx, w.out, r, e.Size); err != nil {
+			return f, err
+		}
+	} else if f.SizeBytes != e.Size {
+		return f, fmt.Errorf("BUG: blocks of %d bytes for a file of %d", f.SizeBytes, e.Size)
+	} else if n, err := io.Copy(w.out, r); err != nil {
+		return f, err
+	} else if n != f.storedBytes() {
+		return f, fmt.Errorf("%d bytes of blocks instead of %d", n, f.storedBytes())
+	}
+	w.size += f.storedBytes()
+	return f, nil
 }

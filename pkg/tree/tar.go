@@ -11,7 +11,7 @@ import (
 
 // WriteTar writes the tree as a PAX tar stream, root entry left out, in path
 // order. Entries without a time get mtime; extended attributes travel as
-// SCHILY.xattr records, which mksquashfs and containerd read. Hard links come
+// SCHILY.xattr records, which containerd reads. Hard links come
 // after all other entries, because a reader needs their target first.
 func (t *Tree) WriteTar(w io.Writer, mtime time.Time) error {
 	tw, buf := tar.NewWriter(w), make([]byte, 1<<20)
