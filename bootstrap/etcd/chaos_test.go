@@ -75,6 +75,7 @@ type chaosMachine struct {
 	away  bool          // KIMAGE is not mounted
 	armed bool          // power is cut in the first moments of the next etcd
 	old   int           // the etcd that ran when that was said
+	off   bool          // nobody has switched it on, or it is destroyed
 }
 
 // chaos is one schedule.
@@ -249,7 +250,9 @@ func (c *chaos) wait(d time.Duration) {
 		}
 	}
 	for _, m := range c.machines {
-		c.boot(m)
+		if !m.off {
+			c.boot(m)
+		}
 		// What a person does who reads it.
 		if s := m.said(); !m.away && strings.HasPrefix(s, string(Stop)) && strings.Contains(s, "remove the directory too") {
 			dir := strings.Fields(s)[1]
