@@ -47,13 +47,17 @@ type Agent struct {
 	serves  chan struct{} // has something in it when the own etcd begins to serve
 }
 
-// Run is the agent's whole life. It ends with ctx, or where it cannot begin.
-func Run(ctx context.Context, logf func(string, ...any)) error {
+func readConfig() (nodeconf.Config, error) {
 	data, err := os.ReadFile(nodeconf.File)
 	if err != nil {
-		return fmt.Errorf("this machine was not told what it is: %w", err)
+		return nodeconf.Config{}, fmt.Errorf("this machine was not told what it is: %w", err)
 	}
-	conf, err := nodeconf.Decode(data)
+	return nodeconf.Decode(data)
+}
+
+// Run is the agent's whole life. It ends with ctx, or where it cannot begin.
+func Run(ctx context.Context, logf func(string, ...any)) error {
+	conf, err := readConfig()
 	if err != nil {
 		return err
 	}
@@ -84,6 +88,7 @@ func Run(ctx context.Context, logf func(string, ...any)) error {
 		}
 	}
 	a.rosters.open(etcdAgent)
+	go a.rosters.offered(ctx, offeredFile)
 	go func() {
 		view := func() *etcd.View { return nil }
 		if etcdAgent != nil {

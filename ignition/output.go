@@ -24,6 +24,10 @@ const SeedFile = "seed.iso"
 // Kubeconfig is the operator's, in the output directory.
 const Kubeconfig = "kubeconfig"
 
+// RosterFile is the signed roster in the output directory: every machine's config
+// has it, and a running machine can be given it.
+const RosterFile = "roster.json"
+
 // index is the output's own description; a directory without one is not ours.
 const indexFile = "machines.json"
 
@@ -141,7 +145,7 @@ func (g *Generator) fill(ctx context.Context, dir string, machines []Machine, se
 			return err
 		}
 	}
-	for name, data := range map[string][]byte{".gitignore": []byte("# Secrets, and made again by kimage config.\n*\n"), Kubeconfig: kubeconfig} {
+	for name, data := range map[string][]byte{".gitignore": []byte("# Secrets, and made again by kimage config.\n*\n"), Kubeconfig: kubeconfig, RosterFile: g.roster} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 			return err
 		}

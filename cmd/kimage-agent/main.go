@@ -53,6 +53,6 @@ func newRoot() *cobra.Command {
 				}
 				return err
 			}},
-		newStatus(), newTimeline(), newBalance())
+		newStatus(), newTimeline(), newBalance(), newRoster())
 	return root
 }

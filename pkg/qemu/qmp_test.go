@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -47,6 +48,12 @@ func TestMonitor(t *testing.T) {
 	}
 	if stopped, err := allStopped(m.cmd.Process.Pid); stopped || err != nil {
 		t.Errorf("after the copy it stands still: %t, %v", stopped, err)
+	}
+	if err := m.SetNice(7); err != nil {
+		t.Error(err)
+	}
+	if nice, err := syscall.Getpriority(syscall.PRIO_PROCESS, m.cmd.Process.Pid); err != nil || nice != 20-7 { // as the system call counts
+		t.Errorf("nice %d, %v", nice, err)
 	}
 	if err := m.monitor(t.Context(), "no-such-command"); err == nil {
 		t.Error("an error of the monitor is lost")
