@@ -323,7 +323,7 @@ func (a *Agent) tell(act kube.Action) {
 	switch act.Verb {
 	case kube.Stop:
 		a.phase.set(partKube, PhaseStopped, act.Why)
-	case kube.Wait, kube.Clean:
+	case kube.Wait, kube.Clean, kube.Certify:
 		a.phase.set(partKube, PhaseWaiting, act.Why)
 	case kube.Join:
 		if !a.conf.Node.Has(nodeconf.RoleMaster) {

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -50,9 +51,23 @@ func TestTopology1(t *testing.T) {
 	}
 	n.timeline()
 	n.small()
-	n.reboot()
-	n.until(`"phase": "ready"`, "kimage-agent status --json || true", 8*time.Minute)
+	n.twoYearsLater()
 	n.keptToItself(capture)
+}
+
+// twoYearsLater switches the machine on again when all certificates that kubeadm
+// and the cluster issued have ended, and nobody has an API server.
+func (n *node) twoYearsLater() {
+	n.t.Helper()
+	n.must("timedatectl set-ntp false || true; timedatectl set-time \"$(date -d '+2 years' '+%F %T')\"", time.Minute)
+	n.reboot()
+	started := time.Now()
+	n.until(`"phase": "ready"`, "kimage-agent status --json || true", 10*time.Minute)
+	n.until(" Ready ", kubectl+"get nodes --no-headers", 2*time.Minute)
+	if year := n.must("date +%Y", time.Minute); year < fmt.Sprint(time.Now().Year()+2) {
+		n.t.Errorf("the machine is in the year %s", year)
+	}
+	n.t.Logf("two years later: Ready %s after the machine was up again", time.Since(started).Round(time.Second))
 }
 
 // leaves are packets to addresses outside of 10.0.2.0/24, but for those that no

@@ -43,6 +43,8 @@ func (n *Node) Apply(ctx context.Context, a Action) error {
 		}
 		n.tried(err)
 		return err
+	case Certify:
+		return n.certify()
 	case Keep:
 		return n.keep(ctx)
 	}

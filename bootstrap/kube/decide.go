@@ -16,6 +16,9 @@ const (
 	Join  Verb = "join"  // kubeadm join
 	Keep  Verb = "keep"  // joined: masters keep what others join by; workers rest
 	Stop  Verb = "stop"  // a person must act
+
+	// Certify: masters make their kubelet's certificate anew.
+	Certify Verb = "certify"
 )
 
 // Action is one thing to do.
@@ -62,11 +65,14 @@ func Decide(s State) Action {
 // machine was off for too long, or somebody removed the certificate. Joining
 // again begins with a reset, so it waits until the cluster, by a certificate
 // that is valid on this machine's clock, accepts this machine's token: a clock
-// that is wrong must not undo a cluster.
+// that is wrong must not undo a cluster. A master needs none of that.
 func decideRejoin(s State) Action {
 	why := "the kubelet's certificate ended at " + s.Certificate.Until.UTC().Format(time.RFC3339)
-	if s.Certificate.Missing {
+	switch {
+	case s.Certificate.Missing:
 		why = "the kubelet has lost its certificate"
+	case s.Master:
+		return Action{Verb: Certify, Why: why}
 	}
 	if s.API != APIReady || s.Token != Yes {
 		return wait("%s, and no API server of another machine accepts this machine's token (%s): check the clock", why, s.APIDetail)

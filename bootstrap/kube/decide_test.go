@@ -35,7 +35,10 @@ func TestDecide(t *testing.T) {
 		{"certificate lost", worker(func(s *State) { s.Done, s.Certificate.Missing = done, true }), Action{Verb: Clean, Forget: true, Why: "lost its certificate"}},
 		{"certificate ended", worker(func(s *State) { s.Done, s.Certificate.Until = done, ago(time.Hour) }), Action{Verb: Clean, Forget: true, Why: "ended at 2026-11-25T11:00:00Z"}},
 		{"certificate ended, or the clock is wrong", worker(func(s *State) { s.Done, s.Certificate.Until, s.API = done, ago(time.Hour), APISilent }), Action{Verb: Wait, Why: "check the clock"}},
-		{"certificate ended, token not known", master(func(s *State) { s.Done, s.Certificate.Until, s.Token = done, ago(time.Hour), No }), Action{Verb: Wait, Why: "accepts this machine's token"}},
+		{"certificate ended, token not known", worker(func(s *State) { s.Done, s.Certificate.Until, s.Token = done, ago(time.Hour), No }), Action{Verb: Wait, Why: "accepts this machine's token"}},
+		{"a master's certificate ended, as all masters' did", master(func(s *State) { s.Done, s.Certificate.Until, s.API = done, ago(time.Hour), APISilent }), Action{Verb: Certify, Why: "ended at 2026-11-25T11:00:00Z"}},
+		{"a master's certificate ended, as a wrong clock says", master(func(s *State) { s.Done, s.Certificate.Until, s.Clock = done, ago(time.Hour), "set it" }), Action{Verb: Stop, Why: "set it"}},
+		{"a master's certificate lost", master(func(s *State) { s.Done, s.Certificate.Missing = done, true }), Action{Verb: Clean, Forget: true, Why: "lost its certificate"}},
 		{"certificate ended, as a wrong clock says", worker(func(s *State) { s.Done, s.Certificate.Until, s.Clock = done, ago(time.Hour), "set it" }), Action{Verb: Stop, Why: "set it"}},
 		// Before anything else.
 		{"a wrong clock", worker(func(s *State) { s.Clock = "set it" }), Action{Verb: Stop, Why: "set it"}},

@@ -18,7 +18,7 @@ type kubeconfigs map[string]struct {
 // kubeconfig reads a kubeconfig if it is another than when it was last read, or
 // the kubelet's certificate is, which it may name.
 func (n *Node) kubeconfig(file string) (kubeapi.Config, error) {
-	as := fingerprint(n.path(file)) + fingerprint(n.path(kubeletDir+"/pki/kubelet-client-current.pem"))
+	as := fingerprint(n.path(file)) + fingerprint(n.path(kubeletCertificateFile))
 	if known, ok := n.kubeconfigs[file]; ok && known.as == as {
 		return known.conf, nil
 	}

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/kimage-project/kimage/pkg/run"
 	"github.com/kimage-project/kimage/pkg/tree"
 )
@@ -54,13 +56,26 @@ func (v Volume) fill(ctx context.Context, files []tree.Entry, blockSize int64) e
 	if err != nil {
 		return err
 	}
+	// One is read and verified while the other is written.
+	const writers = 2
+	group, gctx := errgroup.WithContext(ctx)
+	for w := range writers {
+		group.Go(func() error {
+			buf := make([]byte, 1<<20)
+			for i := w; i < len(files); i += writers {
+				if err := v.copyIn(gctx, out, files[i], all[i], blockSize, buf); err != nil {
+					return fmt.Errorf("writing %s: %w", files[i].Path, err)
+				}
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
 	var marks commands
-	buf := make([]byte, 1<<20)
 	for i, f := range files {
 		extents := all[i]
-		if err := v.copyIn(ctx, out, f, extents, blockSize, buf); err != nil {
-			return fmt.Errorf("writing %s: %w", f.Path, err)
-		}
 		p, err := marks.name(f.Path)
 		if err != nil {
 			return err

@@ -43,6 +43,7 @@ type Request struct {
 	Names        []string // DNS names and addresses
 	Server       bool
 	Client       bool
+	NotBefore    time.Time // zero: Backdated
 	NotAfter     time.Time // zero: as long as its authority
 }
 
@@ -181,6 +182,9 @@ func (ca Pair) Issue(r Request, algorithm string, now time.Time) (Pair, error) {
 	template := &x509.Certificate{
 		Subject:   pkix.Name{CommonName: r.CommonName, Organization: r.Organization},
 		NotBefore: now.Add(-Backdated), NotAfter: r.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
+	}
+	if !r.NotBefore.IsZero() {
+		template.NotBefore = r.NotBefore
 	}
 	if template.NotBefore.Before(certs[0].NotBefore) {
 		template.NotBefore = certs[0].NotBefore
