@@ -207,15 +207,13 @@ func (c *cluster) awaitReady(limit time.Duration) {
 	}
 	ctx, cancel := context.WithDeadline(c.t.Context(), end)
 	defer cancel()
+	go c.takeTurns(ctx)
 	errs := make([]error, len(c.nodes))
 	var wg sync.WaitGroup
 	for i, n := range c.nodes {
 		wg.Go(func() {
 			errs[i] = n.awaitReady(ctx)
 			n.ready = time.Since(c.started)
-			if errs[i] == nil {
-				c.stepAside(n)
-			}
 		})
 	}
 	wg.Wait()
@@ -227,23 +225,34 @@ func (c *cluster) awaitReady(limit time.Duration) {
 	if c.t.Failed() {
 		c.t.FailNow()
 	}
-	for _, n := range c.nodes {
-		if err := n.SetNice(0); err != nil {
-			c.t.Error(err)
-		}
-	}
 }
 
-// stepAside leaves the host's processors to the machines that are not ready yet:
-// what an emulated control plane does when nothing happens is half of what there
-// is, and an API server that takes more than a minute to start ends itself.
-func (c *cluster) stepAside(n *clusterNode) {
-	nice := 9
-	if n.has("master") { // the others join by it
-		nice = 4
+// takeTurns leaves the host's processors to the master whose control plane starts,
+// until ctx ends: what other emulated machines do meanwhile, and what those do that
+// are ready, is more than half of what there is, and an API server that takes more
+// than a minute to start ends itself.
+func (c *cluster) takeTurns(ctx context.Context) {
+	now := make([]int, len(c.nodes))
+	for ctx.Err() == nil {
+		for i, n := range c.nodes {
+			nice := 6
+			switch phase := phaseOf(n.Machine); {
+			case n.has("master") && (phase == "init" || phase == "join" || phase == "joined"):
+				nice = 0
+			case phase == "" || phase == "machine" || phase == "etcd":
+				nice = 3
+			}
+			if nice != now[i] && n.SetNice(nice) == nil {
+				now[i] = nice
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(5 * time.Second):
+		}
 	}
-	if err := n.SetNice(nice); err != nil {
-		c.t.Error(err)
+	for _, n := range c.nodes {
+		n.SetNice(0)
 	}
 }
 

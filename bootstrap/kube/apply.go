@@ -112,6 +112,9 @@ func (n *Node) try(ctx context.Context, a Action) error {
 		if err == nil {
 			err = n.placeDiscovery(token)
 		}
+		if err == nil && a.Raise {
+			err = n.raise(ctx)
+		}
 	}
 	if err != nil {
 		return err
@@ -123,6 +126,16 @@ func (n *Node) try(ctx context.Context, a Action) error {
 		return err
 	}
 	return n.finish(string(a.Verb))
+}
+
+// raise brings the cluster to this image's version before its control plane starts.
+func (n *Node) raise(ctx context.Context) error {
+	c, err := n.caClient()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return n.bringAlong(ctx, c)
 }
 
 // lock takes the lock. For init it makes sure that nobody finished while it was

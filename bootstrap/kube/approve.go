@@ -232,10 +232,33 @@ func (n *Node) approve(ctx context.Context, c *kubeapi.Client) error {
 	return errors.Join(errs...)
 }
 
-// execute deletes a stale Node, then approves or denies. All of it names the
+// deletePods deletes what ran on a machine that was imaged again. Its new kubelet
+// would start it under the same name, from images that the new disk may lack.
+func (n *Node) deletePods(ctx context.Context, c *kubeapi.Client, node string) error {
+	var pods struct {
+		Items []struct {
+			Metadata struct{ Name, Namespace, UID string }
+		}
+	}
+	if err := c.Get(ctx, "/api/v1/pods", url.Values{"fieldSelector": {"spec.nodeName=" + node}}, &pods); err != nil {
+		return fmt.Errorf("reading what ran on %s: %w", node, err)
+	}
+	for _, p := range pods.Items {
+		m := p.Metadata
+		if err := c.DeleteNow(ctx, "/api/v1/namespaces/"+url.PathEscape(m.Namespace)+"/pods/"+url.PathEscape(m.Name), m.UID); err != nil && !kubeapi.Is(err, 409) {
+			return fmt.Errorf("deleting the pod %s, whose machine was imaged again: %w", m.Name, err)
+		}
+	}
+	return nil
+}
+
+// execute deletes a stale Node and its pods, then approves or denies. All of it names the
 // very object that was judged.
 func (n *Node) execute(ctx context.Context, c *kubeapi.Client, v verdict) error {
 	if v.approve && v.stale != nil {
+		if err := n.deletePods(ctx, c, v.node); err != nil {
+			return err
+		}
 		if err := c.Delete(ctx, "/api/v1/nodes/"+url.PathEscape(v.node), v.stale.Metadata.UID); err != nil {
 			return fmt.Errorf("deleting the stale Node %s: %w", v.node, err)
 		}

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/kimage-project/kimage/bootstrap/nodeconf"
 	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/pki"
 )
@@ -25,15 +24,9 @@ const (
 // nobody runs an API server before its kubelet does. A master has the authority
 // that issued the old one.
 func (n *Node) certify() error {
-	var ca pki.Pair
-	var err error
-	for _, f := range []struct {
-		ending string
-		into   *[]byte
-	}{{".crt", &ca.Cert}, {".key", &ca.Key}} {
-		if *f.into, err = os.ReadFile(n.pki(nodeconf.ClusterCA + f.ending)); err != nil {
-			return fmt.Errorf("reading what first boot wrote (give the machine its config again: kimage config): %w", err)
-		}
+	ca, err := n.clusterCA()
+	if err != nil {
+		return err
 	}
 	authority, err := pki.ParseCerts(ca.Cert)
 	if err != nil {

@@ -3,6 +3,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -54,7 +55,8 @@ type cluster struct {
 	masters  []nodeconf.Master
 	settings string // kubeadm's, JSON
 	running  map[string]*exec.Cmd
-	deadly   bool // machines that start from now on lose their power after each new step
+	deadly   bool   // machines that start from now on lose their power after each new step
+	version  string // of Kubernetes in the image of machines that start from now on; empty: the newest
 }
 
 func newCluster(t *testing.T, peers *nodeconf.Peers) *cluster {
@@ -176,7 +178,7 @@ func (c *cluster) start(name, address string, node nodeconf.Node) {
 	node.Addresses = []string{address}
 	m := machine{Dir: dir, Name: name, Address: address, Masters: c.masters, Etcd: switchAddress + ":2379", Deadly: c.deadly, Config: nodeconf.Config{
 		Cluster: nodeconf.Cluster{Name: "demo", UID: "uid-1"}, Node: node,
-		Image: nodeconf.Image{Kubernetes: "v1.37.2", Plugin: "flannel"},
+		Image: nodeconf.Image{Kubernetes: cmp.Or(c.version, "v1.37.2"), Plugin: "flannel"},
 		Network: nodeconf.Network{Pods: []string{"10.244.0.0/16"}, Services: []string{"10.96.0.0/12"}, DNSDomain: "cluster.local", DNS: []string{"10.96.0.10"},
 			Nodes: []string{"172.17.8.0/24"}}}}
 	who := name
@@ -210,6 +212,9 @@ func (c *cluster) start(name, address string, node nodeconf.Node) {
 	defer out.Close()
 	cmd := exec.Command("unshare", "--mount", "--net", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", "--propagation=private", "--", os.Args[0])
 	cmd.Env = append(os.Environ(), "KIMAGE_TEST_MACHINE="+filepath.Join(dir, "machine.json"))
+	if c.version != "" {
+		cmd.Env = append(cmd.Env, "PATH="+filepath.Join(c.dir, "bin-"+c.version)+":"+os.Getenv("PATH"))
+	}
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		c.Fatal(err)

@@ -27,6 +27,7 @@ type Action struct {
 	Why    string // for status: what is waited for, and what to do about it
 	Again  bool   // Init: over a cluster that was initialised before
 	Forget bool   // Clean: the machine had joined, and must join again
+	Raise  bool   // Join: the cluster comes to this image's Kubernetes first
 }
 
 const (
@@ -90,8 +91,10 @@ func decideMaster(s State) Action {
 		return decideJoin(s)
 	case s.Now.Before(s.APISince.Add(silentFor)) && !s.certainlyNew():
 		return wait("making sure that no API server answers (%s)", s.APIDetail)
-	case s.Initialised == Unknown:
-		return wait("etcd does not say whether this cluster was initialised: %s", s.EtcdDetail)
+	case s.Initialised == Unknown, s.Initialised == Yes && s.ClusterVersion == "":
+		return wait("etcd does not say whether this cluster was initialised, and with which Kubernetes: %s", s.EtcdDetail)
+	case s.misfit() != "":
+		return wait("%s", s.misfit())
 	}
 	return Action{Verb: Init, Again: s.Initialised == Yes, Why: "no API server answers"}
 }
@@ -118,14 +121,14 @@ func decideJoin(s State) Action {
 		return wait("the masters do not know this machine's token: they are still starting, or it was revoked, or their config is older than this machine's")
 	case s.Token == Unknown:
 		return wait("the API server does not say whether it knows this machine's token (%s)", s.APIDetail)
-	case minor(s.APIVersion) > 0 && minor(s.Kubernetes) > minor(s.APIVersion) && !s.Master:
-		return wait("the API servers run %s and this image %s, and a worker may not be newer: boot the masters with the new image first", s.APIVersion, s.Kubernetes)
+	case s.misfit() != "":
+		return wait("%s", s.misfit())
 	case s.NodeReady == Yes:
 		return wait("a Ready Node %s exists: until the cluster notices that it is gone, or there are two machines of this name", s.Name)
 	case s.NodeReady == Unknown:
 		return wait("the API server does not say whether a Node %s exists", s.Name)
 	}
-	return Action{Verb: Join, Why: "an API server answers"}
+	return Action{Verb: Join, Raise: s.Master && s.ClusterVersion != "" && newer(s.Kubernetes, s.ClusterVersion), Why: "an API server answers"}
 }
 
 func wait(format string, args ...any) Action {

@@ -11,7 +11,7 @@ func TestDecide(t *testing.T) {
 	ago := func(d time.Duration) time.Time { return now.Add(-d) }
 	done := &Done{ClusterUID: "uid-1", Node: "k8s-01"}
 	worker := func(change func(*State)) State {
-		s := State{Now: now, Name: "w1", Runtime: true, API: APIReady, APISince: ago(time.Hour), APIVersion: "v1.37.2", Kubernetes: "v1.37.2", Token: Yes, NodeReady: No}
+		s := State{Now: now, Name: "w1", Runtime: true, API: APIReady, APISince: ago(time.Hour), Kubernetes: "v1.37.2", Token: Yes, NodeReady: No}
 		change(&s)
 		return s
 	}
@@ -61,15 +61,26 @@ func TestDecide(t *testing.T) {
 		{"worker, no answer about the token", worker(func(s *State) { s.Token = Unknown }), Action{Verb: Wait, Why: "does not say"}},
 		{"worker, a Ready Node of its name", worker(func(s *State) { s.NodeReady = Yes }), Action{Verb: Wait, Why: "a Ready Node w1 exists"}},
 		{"worker, no answer about the Node", worker(func(s *State) { s.NodeReady = Unknown }), Action{Verb: Wait, Why: "Node w1"}},
-		{"worker, newer", worker(func(s *State) { s.APIVersion = "v1.36.5" }), Action{Verb: Wait, Why: "boot the masters with the new image first"}},
-		{"worker, newer patch", worker(func(s *State) { s.APIVersion = "v1.37.1" }), Action{Verb: Join}},
+		{"worker, newer", worker(func(s *State) { s.ClusterVersion = "v1.36.5" }), Action{Verb: Wait, Why: "boot the masters with the new image first"}},
 		{"worker, older", worker(func(s *State) { s.Kubernetes = "v1.36.5" }), Action{Verb: Join}},
+		{"worker, newer patch", worker(func(s *State) { s.ClusterVersion = "v1.37.1" }), Action{Verb: Wait, Why: "boot the masters with the new image first"}},
+		{"worker, as old as may be", worker(func(s *State) { s.ClusterVersion = "v1.40.0" }), Action{Verb: Join}},
+		{"worker, too old", worker(func(s *State) { s.ClusterVersion = "v1.41.0" }), Action{Verb: Wait, Why: "3 minor versions older"}},
 		// Masters.
+		{"master, newer patch", master(func(s *State) { s.ClusterVersion = "v1.37.1" }), Action{Verb: Join, Raise: true}},
+		{"master, newer minor", master(func(s *State) { s.ClusterVersion = "v1.36.10" }), Action{Verb: Join, Raise: true}},
+		{"master, two minors newer", master(func(s *State) { s.ClusterVersion = "v1.35.8" }), Action{Verb: Wait, Why: "first boot the masters with an image of 1.36"}},
+		{"master, older patch", master(func(s *State) { s.ClusterVersion = "v1.37.10" }), Action{Verb: Wait, Why: "never goes back: boot this master with an image of v1.37.10 or newer"}},
+		{"master, of the cluster's version", master(func(s *State) { s.ClusterVersion = "v1.37.2" }), Action{Verb: Join}},
 		{"master joins", master(func(*State) {}), Action{Verb: Join}},
 		{"master, no etcd", master(func(s *State) { s.Etcd, s.EtcdDetail = Unknown, "timed out" }), Action{Verb: Wait, Why: "etcd does not answer: timed out"}},
 		{"master, token not known", master(func(s *State) { s.Token = No }), Action{Verb: Wait, Why: "token"}},
 		{"master, silent", master(func(s *State) { s.API = APISilent }), Action{Verb: Init}},
-		{"master, silent, initialised before", master(func(s *State) { s.API, s.Initialised = APISilent, Yes }), Action{Verb: Init, Again: true}},
+		{"master, silent, initialised before", master(func(s *State) { s.API, s.Initialised, s.ClusterVersion = APISilent, Yes, "v1.37.2" }), Action{Verb: Init, Again: true}},
+		{"master, silent, initialised before by an older image", master(func(s *State) { s.API, s.Initialised, s.ClusterVersion = APISilent, Yes, "v1.36.5" }), Action{Verb: Init, Again: true}},
+		{"master, silent, initialised before by a much older image", master(func(s *State) { s.API, s.Initialised, s.ClusterVersion = APISilent, Yes, "v1.35.8" }), Action{Verb: Wait, Why: "first boot the masters with an image of 1.36"}},
+		{"master, silent, initialised before by a newer image", master(func(s *State) { s.API, s.Initialised, s.ClusterVersion = APISilent, Yes, "v1.37.3" }), Action{Verb: Wait, Why: "boot this master with an image of v1.37.3 or newer"}},
+		{"master, silent, initialised before, who knows by what", master(func(s *State) { s.API, s.Initialised = APISilent, Yes }), Action{Verb: Wait, Why: "with which Kubernetes"}},
 		{"master, silent, etcd does not say", master(func(s *State) { s.API, s.Initialised = APISilent, Unknown }), Action{Verb: Wait, Why: "initialised"}},
 		{"master, silent for a moment", master(func(s *State) { s.API, s.APISince = APISilent, ago(19*time.Second) }), Action{Verb: Wait, Why: "making sure"}},
 		{"master, all others refuse", master(func(s *State) { s.API, s.APISince, s.APIRefused = APISilent, now, true }), Action{Verb: Init}},
@@ -80,7 +91,7 @@ func TestDecide(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := Decide(tt.state)
-			if got.Verb != tt.want.Verb || got.Again != tt.want.Again || got.Forget != tt.want.Forget || !strings.Contains(got.Why, tt.want.Why) {
+			if got.Verb != tt.want.Verb || got.Again != tt.want.Again || got.Forget != tt.want.Forget || got.Raise != tt.want.Raise || !strings.Contains(got.Why, tt.want.Why) {
 				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
 			if (got.Verb == Wait || got.Verb == Stop) && got.Why == "" {

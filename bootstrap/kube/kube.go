@@ -18,8 +18,9 @@
 // which lets it ask for a certificate and no more. Masters approve it for that
 // name alone; nothing approves it automatically.
 //
-// The package does not touch etcd's data, images or the runtime's settings, and
-// it does not upgrade.
+// A machine is never upgraded: it is replaced by one of a newer image, which
+// brings the cluster along (upgrade.go). The package does not touch etcd's data,
+// images or the runtime's settings.
 package kube
 
 import (

@@ -90,14 +90,16 @@ func (n *Node) joinConfig() ([]byte, error) {
 
 // registration is what a machine says of its own Node.
 func (n *Node) registration() object {
-	args := []any{object{"name": "node-ip", "value": strings.Join(n.Addresses, ",")}}
-	if labels := n.Node.Node.Labels; len(labels) > 0 {
-		var list []string
-		for _, k := range slices.Sorted(maps.Keys(labels)) {
-			list = append(list, k+"="+labels[k])
-		}
-		args = append(args, object{"name": "node-labels", "value": strings.Join(list, ",")})
+	labels := maps.Clone(n.Node.Node.Labels)
+	if labels == nil {
+		labels = map[string]string{}
 	}
+	labels[versionLabel] = n.Node.Image.Kubernetes
+	var list []string
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		list = append(list, k+"="+labels[k])
+	}
+	args := []any{object{"name": "node-ip", "value": strings.Join(n.Addresses, ",")}, object{"name": "node-labels", "value": strings.Join(list, ",")}}
 	taints := []any{} // an absent list is not an empty one: kubeadm would taint every master
 	if n.master() && !n.Node.Node.Has(nodeconf.RoleWorker) {
 		taints = append(taints, object{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"})

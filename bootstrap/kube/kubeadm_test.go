@@ -163,26 +163,10 @@ func program(t *testing.T, name string) string {
 	if p := os.Getenv("KIMAGE_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))); p != "" {
 		return p
 	}
-	cache := os.Getenv("KIMAGE_CACHE")
-	if cache == "" {
-		if dir, err := os.UserCacheDir(); err == nil {
-			cache = filepath.Join(dir, "kimage")
-		}
-	}
-	found, _ := filepath.Glob(filepath.Join(cache, "entries/*/*", name))
 	best, version := "", ""
-	for _, f := range found {
-		argv := []string{"--version"}
-		if name == "kubeadm" {
-			argv = []string{"version", "-o", "short"}
-		}
-		if name == "etcdctl" {
-			argv = []string{"version"}
-		}
-		out, err := exec.Command(f, argv...).CombinedOutput()
-		line, _, _ := strings.Cut(string(out), "\n")
-		if err == nil && (best == "" || line > version) {
-			best, version = f, line
+	for f, v := range builds(name) {
+		if best == "" || v > version {
+			best, version = f, v
 		}
 	}
 	if best == "" {
@@ -190,11 +174,40 @@ func program(t *testing.T, name string) string {
 			return p
 		}
 		if os.Getenv("CI") != "" {
-			t.Fatalf("no %s in %s, and none on PATH: a bake (make image) puts it there", name, cache)
+			t.Fatalf("no %s in %s, and none on PATH: a bake (make image) puts it there", name, bakeCache())
 		}
 		t.Logf("no %s on this machine, and it does not judge: bake an image from source, or name one with KIMAGE_%s", name, strings.ToUpper(name))
 	}
 	return best
+}
+
+func bakeCache() string {
+	cache := os.Getenv("KIMAGE_CACHE")
+	if cache == "" {
+		if dir, err := os.UserCacheDir(); err == nil {
+			cache = filepath.Join(dir, "kimage")
+		}
+	}
+	return cache
+}
+
+// builds are those of a program that bakes left, with what they call their version.
+func builds(name string) map[string]string {
+	all := map[string]string{}
+	found, _ := filepath.Glob(filepath.Join(bakeCache(), "entries/*/*", name))
+	for _, f := range found {
+		argv := []string{"--version"}
+		switch name {
+		case "kubeadm":
+			argv = []string{"version", "-o", "short"}
+		case "etcdctl":
+			argv = []string{"version"}
+		}
+		if out, err := exec.Command(f, argv...).CombinedOutput(); err == nil {
+			all[f], _, _ = strings.Cut(string(out), "\n")
+		}
+	}
+	return all
 }
 
 func TestNewRefuses(t *testing.T) {

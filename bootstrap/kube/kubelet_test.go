@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -118,13 +119,29 @@ func (m machine) beat() error {
 	}
 	defer c.Close()
 	now := time.Now().UTC().Format(time.RFC3339)
-	status := object{"status": object{"addresses": []any{object{"type": "InternalIP", "address": m.Address}}, "conditions": []any{object{"type": "Ready", "status": "True", "reason": "Test",
+	room := object{"cpu": "4", "memory": "8Gi", "pods": "110"}
+	status := object{"status": object{"capacity": room, "allocatable": room, "addresses": []any{object{"type": "InternalIP", "address": m.Address}}, "conditions": []any{object{"type": "Ready", "status": "True", "reason": "Test",
 		"message": "posts", "lastHeartbeatTime": now, "lastTransitionTime": now}}}}
 	err = c.Merge(ctx, "/api/v1/nodes/"+m.Name+"/status", status)
 	if kubeapi.Is(err, 404) {
 		return m.register(ctx, c)
 	}
-	return err
+	return errors.Join(err, m.endPods(ctx, c))
+}
+
+// endPods confirms the end of the machine's pods that are deleted.
+func (m machine) endPods(ctx context.Context, c *kubeapi.Client) error {
+	var pods struct{ Items []kubeapi.Object }
+	if err := c.Get(ctx, "/api/v1/pods", url.Values{"fieldSelector": {"spec.nodeName=" + m.Name}}, &pods); err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range pods.Items {
+		if kubeapi.Field(p, "metadata", "deletionTimestamp") != nil {
+			errs = append(errs, c.DeleteNow(ctx, "/api/v1/namespaces/"+kubeapi.Text(p, "metadata", "namespace")+"/pods/"+kubeapi.Text(p, "metadata", "name"), kubeapi.Text(p, "metadata", "uid")))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (m machine) register(ctx context.Context, c *kubeapi.Client) error {
@@ -132,7 +149,7 @@ func (m machine) register(ctx context.Context, c *kubeapi.Client) error {
 	if err != nil {
 		return err
 	}
-	labels, taints := object{"kubernetes.io/hostname": m.Name}, []any{}
+	labels, taints := object{"kubernetes.io/hostname": m.Name, "kubernetes.io/os": "linux"}, []any{}
 	for f := range strings.FieldsSeq(strings.Trim(strings.TrimPrefix(string(flags), "KUBELET_KUBEADM_ARGS="), "\"\n")) {
 		if list, ok := strings.CutPrefix(f, "--node-labels="); ok {
 			for l := range strings.SplitSeq(list, ",") {

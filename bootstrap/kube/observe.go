@@ -52,13 +52,14 @@ type State struct {
 	APIDetail   string    // what was tried
 	APISince    time.Time // since when it is so
 	APIRefused  bool      // masters: every other master's machine refuses connections to its API server; there may be no other
-	APIVersion  string    // "v1.37.2"; empty: not asked
 	Kubernetes  string    // this image's
-	Token       Answer    // the cluster knows this machine's token
-	NodeReady   Answer    // a Ready Node has this machine's name
-	Etcd        Answer    // masters: etcd serves a linearizable read
-	EtcdDetail  string
-	Initialised Answer // masters: something finished initialising this cluster, says etcd
+
+	ClusterVersion string // masters: of kubeadm-config; workers: of the newest master that is up; empty: not known
+	Token          Answer // the cluster knows this machine's token
+	NodeReady      Answer // a Ready Node has this machine's name
+	Etcd           Answer // masters: etcd serves a linearizable read
+	EtcdDetail     string
+	Initialised    Answer // masters: something finished initialising this cluster, says etcd
 }
 
 // Done is the fact that kubeadm succeeded, written after it did. It lies beside
@@ -101,6 +102,9 @@ func (n *Node) Observe(ctx context.Context) State {
 	}
 	if s.Master && s.Done == nil && !s.Debris && !s.starting() {
 		s.Etcd, s.Initialised, s.EtcdDetail = n.askEtcd(ctx)
+		if s.Initialised == Yes && s.ClusterVersion == "" {
+			s.ClusterVersion, s.EtcdDetail = n.versionInEtcd(ctx)
+		}
 	}
 	return s
 }

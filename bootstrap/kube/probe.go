@@ -118,19 +118,23 @@ func (n *Node) askAPI(ctx context.Context, s *State) {
 		s.APIDetail = err.Error()
 		return
 	}
-	err = c.Get(ctx, "/api/v1/namespaces/kube-system/configmaps/kubeadm-config", nil, nil)
+	var config kubeadmConfig
+	err = c.Get(ctx, kubeadmConfigPath, nil, &config)
 	switch {
 	case err == nil:
-		s.Token = Yes
+		s.Token, s.ClusterVersion = Yes, config.version()
 	case kubeapi.Is(err, 401), kubeapi.Is(err, 403), kubeapi.Is(err, 404):
 		s.Token = No
 		return
 	default:
 		return
 	}
-	var version struct{ GitVersion string }
-	if err := c.Get(ctx, "/version", nil, &version); err == nil {
-		s.APIVersion = version.GitVersion
+	if !n.master() {
+		// Written when a master of that version is up; kubeadm's is written before.
+		var made struct{ Data map[string]string }
+		if err := c.Get(ctx, recordPath, nil, &made); err == nil && made.Data["kubernetes"] != "" {
+			s.ClusterVersion = made.Data["kubernetes"]
+		}
 	}
 	var node apiNode
 	switch err := c.Get(ctx, "/api/v1/nodes/"+n.Name, nil, &node); {
@@ -168,17 +172,31 @@ func (n *Node) askEtcd(ctx context.Context) (serves, initialised Answer, detail 
 	if err := n.etcdReady(ctx); err != nil {
 		return Unknown, Unknown, peer.Why(err, n.Now())
 	}
-	var out strings.Builder
-	err := n.Run(ctx, run.Cmd{Stdout: &out, Argv: []string{"etcdctl", "--endpoints=https://" + n.Etcd, "--cacert=" + n.pki("etcd-ca.crt"),
-		"--cert=" + n.pki("apiserver-etcd-client.crt"), "--key=" + n.pki("apiserver-etcd-client.key"), "--command-timeout=20s", "--dial-timeout=10s",
-		"get", "--keys-only", recordKey}})
+	out, err := n.etcdctl(ctx, "get", "--keys-only", recordKey)
 	if err != nil {
 		return Unknown, Unknown, reason(err).Error()
 	}
-	if strings.Contains(out.String(), recordKey) {
+	if strings.Contains(out, recordKey) {
 		return Yes, Yes, ""
 	}
 	return Yes, No, ""
+}
+
+// versionInEtcd is the version of a cluster whose API servers are all gone. Of
+// configurations the API server encrypts nothing.
+func (n *Node) versionInEtcd(ctx context.Context) (version, detail string) {
+	out, err := n.etcdctl(ctx, "get", "--print-value-only", "/registry/configmaps/kube-system/kubeadm-config")
+	if err != nil {
+		return "", reason(err).Error()
+	}
+	return versionIn(out), ""
+}
+
+func (n *Node) etcdctl(ctx context.Context, args ...string) (string, error) {
+	var out strings.Builder
+	err := n.Run(ctx, run.Cmd{Stdout: &out, Argv: append([]string{"etcdctl", "--endpoints=https://" + n.Etcd, "--cacert=" + n.pki("etcd-ca.crt"),
+		"--cert=" + n.pki("apiserver-etcd-client.crt"), "--key=" + n.pki("apiserver-etcd-client.key"), "--command-timeout=20s", "--dial-timeout=10s"}, args...)})
+	return out.String(), err
 }
 
 // etcdReady asks a member whether it serves a linearizable read.

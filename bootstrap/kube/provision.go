@@ -22,13 +22,14 @@ const (
 
 // record is the ConfigMap's data.
 type record struct {
-	tokens  []string // IDs of all tokens that were ever granted; one that is deleted stays so
-	network string   // plugin whose manifest was applied
+	tokens     []string // IDs of all tokens that were ever granted; one that is deleted stays so
+	network    string   // plugin whose manifest was applied
+	kubernetes string   // to which all that kubeadm made was brought
 }
 
 func (r record) object() kubeapi.Object {
 	return kubeapi.Object{"apiVersion": "v1", "kind": "ConfigMap", "metadata": object{"name": recordName, "namespace": "kube-system"},
-		"data": object{"tokens": strings.Join(r.tokens, " "), "network": r.network}}
+		"data": object{"tokens": strings.Join(r.tokens, " "), "network": r.network, "kubernetes": r.kubernetes}}
 }
 
 // keep is what masters do for others for as long as they run. Workers, and
@@ -55,15 +56,25 @@ func (n *Node) provision(ctx context.Context, c *kubeapi.Client) error {
 	if err := c.Get(ctx, recordPath, nil, &old); err != nil && !kubeapi.Is(err, 404) {
 		return fmt.Errorf("reading what was provisioned: %w", err)
 	}
-	r := record{tokens: strings.Fields(old.Data["tokens"]), network: old.Data["network"]}
+	r := record{tokens: strings.Fields(old.Data["tokens"]), network: old.Data["network"], kubernetes: old.Data["kubernetes"]}
 	grants, err := n.grants()
 	if err != nil {
 		return err
 	}
 	first := len(old.Data) == 0
 	grants = slices.DeleteFunc(grants, func(g grant) bool { return slices.Contains(r.tokens, g.id) })
-	if !first && len(grants) == 0 && r.network != "" {
+	own := n.Node.Image.Kubernetes
+	if !first && len(grants) == 0 && r.network != "" && !newer(own, r.kubernetes) {
 		return nil
+	}
+	switch {
+	case first:
+		r.kubernetes = own
+	case newer(own, r.kubernetes):
+		if err := errors.Join(n.bringAlong(ctx, c), n.followDNS(ctx, c)); err != nil {
+			return err
+		}
+		r.kubernetes = own
 	}
 	if r.network == "" { // first: this machine's Node waits for it
 		if r.network, err = n.applyNetwork(ctx, c); err != nil {
@@ -85,7 +96,7 @@ func (n *Node) provision(ctx context.Context, c *kubeapi.Client) error {
 	if err := c.Apply(ctx, r.object()); err != nil {
 		return err
 	}
-	n.Logf("provisioned %d tokens, network %s", len(grants), r.network)
+	n.Logf("provisioned %d tokens, network %s, Kubernetes %s", len(grants), r.network, r.kubernetes)
 	return nil
 }
 

@@ -103,7 +103,7 @@ func joinRights() []kubeapi.Object {
 		clusterBinding("kimage:join", "kimage:join"),
 		{"apiVersion": rbac + "/v1", "kind": "Role", "metadata": object{"name": "kimage:join", "namespace": "kube-system"},
 			"rules": []any{object{"apiGroups": []any{""}, "resources": []any{"configmaps"}, "verbs": []any{"get"},
-				"resourceNames": []any{"kubeadm-config", "kubelet-config", "kube-proxy"}}}},
+				"resourceNames": []any{"kubeadm-config", "kubelet-config", "kube-proxy", recordName}}}},
 		{"apiVersion": rbac + "/v1", "kind": "RoleBinding", "metadata": object{"name": "kimage:join", "namespace": "kube-system"},
 			"roleRef": object{"apiGroup": rbac, "kind": "Role", "name": "kimage:join"}, "subjects": subjects},
 	}

@@ -195,7 +195,16 @@ func (c *Client) Merge(ctx context.Context, path string, patch any) error {
 // Delete deletes the object at path if it has that UID (empty: any). What is
 // not there is deleted already.
 func (c *Client) Delete(ctx context.Context, path, uid string) error {
-	options := map[string]any{"apiVersion": "v1", "kind": "DeleteOptions"}
+	return c.delete(ctx, path, uid, map[string]any{"apiVersion": "v1", "kind": "DeleteOptions"})
+}
+
+// DeleteNow deletes an object as Delete does, a pod without waiting for a kubelet
+// to end it: it must be certain that it runs nowhere.
+func (c *Client) DeleteNow(ctx context.Context, path, uid string) error {
+	return c.delete(ctx, path, uid, map[string]any{"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0})
+}
+
+func (c *Client) delete(ctx context.Context, path, uid string, options map[string]any) error {
 	if uid != "" {
 		options["preconditions"] = map[string]string{"uid": uid}
 	}

@@ -111,8 +111,12 @@ func TestDelete(t *testing.T) {
 	if err := c.Delete(t.Context(), "/api/v1/nodes/b", ""); err != nil {
 		t.Errorf("what is not there is deleted: %v", err)
 	}
+	if err := c.DeleteNow(t.Context(), "/api/v1/nodes/a", "u2"); err != nil {
+		t.Error(err)
+	}
 	want := []string{`DELETE /api/v1/nodes/a application/json {"apiVersion":"v1","kind":"DeleteOptions","preconditions":{"uid":"u1"}}`,
-		`DELETE /api/v1/nodes/b application/json {"apiVersion":"v1","kind":"DeleteOptions"}`}
+		`DELETE /api/v1/nodes/b application/json {"apiVersion":"v1","kind":"DeleteOptions"}`,
+		`DELETE /api/v1/nodes/a application/json {"apiVersion":"v1","gracePeriodSeconds":0,"kind":"DeleteOptions","preconditions":{"uid":"u2"}}`}
 	if d := cmp.Diff(want, *asked); d != "" {
 		t.Error(d)
 	}
