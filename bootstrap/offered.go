@@ -53,13 +53,19 @@ func (r *rosters) give(ctx context.Context, data []byte, file string) (nodeconf.
 	if err := atomicfile.Write(file, data, 0o600); err != nil {
 		return open, err
 	}
-	for r.highest().Signed.Digest() != signed.Digest() {
+	for {
+		now := r.highest()
+		if now.Signed.Digest() == signed.Digest() {
+			return open, nil
+		}
+		if newer, err := now.Newer(open); err == nil && newer {
+			return now.Roster, nil // came from elsewhere meanwhile
+		}
 		if err := sleep(ctx, offeredEvery/4); err != nil {
 			os.Remove(file) // nobody shall find it later
-			return open, errors.New("the agent does not keep it: is kimage-agent.service running? (journalctl -u kimage-agent)")
+			return open, errors.New("the agent does not keep it: is kimage-agent.service running? why not, says journalctl -u kimage-agent")
 		}
 	}
-	return open, nil
 }
 
 // offered takes what a person left in file, for as long as ctx lasts.

@@ -242,9 +242,14 @@ func (c *cluster) takeTurns(ctx context.Context) {
 			case phase == "" || phase == "machine" || phase == "etcd":
 				nice = 3
 			}
-			if nice != now[i] && n.SetNice(nice) == nil {
-				now[i] = nice
+			if nice == now[i] {
+				continue
 			}
+			if err := n.SetNice(nice); err != nil {
+				c.t.Logf("the machines' turns end: %v", err)
+				return
+			}
+			now[i] = nice
 		}
 		select {
 		case <-ctx.Done():

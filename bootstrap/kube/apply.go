@@ -135,7 +135,8 @@ func (n *Node) raise(ctx context.Context) error {
 		return err
 	}
 	defer c.Close()
-	return n.bringAlong(ctx, c)
+	_, err = n.bringAlong(ctx, c)
+	return err
 }
 
 // lock takes the lock. For init it makes sure that nobody finished while it was

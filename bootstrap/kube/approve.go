@@ -232,12 +232,16 @@ func (n *Node) approve(ctx context.Context, c *kubeapi.Client) error {
 	return errors.Join(errs...)
 }
 
-// deletePods deletes what ran on a machine that was imaged again. Its new kubelet
-// would start it under the same name, from images that the new disk may lack.
-func (n *Node) deletePods(ctx context.Context, c *kubeapi.Client, node string) error {
+// deletePods deletes what ran on a machine before it was imaged again. Its new
+// kubelet would start it under the same name, from images that the new disk may
+// lack.
+func (n *Node) deletePods(ctx context.Context, c *kubeapi.Client, node string, before time.Time) error {
 	var pods struct {
 		Items []struct {
-			Metadata struct{ Name, Namespace, UID string }
+			Metadata struct {
+				Name, Namespace, UID string
+				CreationTimestamp    time.Time
+			}
 		}
 	}
 	if err := c.Get(ctx, "/api/v1/pods", url.Values{"fieldSelector": {"spec.nodeName=" + node}}, &pods); err != nil {
@@ -245,8 +249,12 @@ func (n *Node) deletePods(ctx context.Context, c *kubeapi.Client, node string) e
 	}
 	for _, p := range pods.Items {
 		m := p.Metadata
+		if !m.CreationTimestamp.Before(before) {
+			continue
+		}
+		// One that cannot be deleted must not keep a machine from coming back.
 		if err := c.DeleteNow(ctx, "/api/v1/namespaces/"+url.PathEscape(m.Namespace)+"/pods/"+url.PathEscape(m.Name), m.UID); err != nil && !kubeapi.Is(err, 409) {
-			return fmt.Errorf("deleting the pod %s, whose machine was imaged again: %w", m.Name, err)
+			n.Logf("deleting the pod %s, whose machine was imaged again: %v", m.Name, err)
 		}
 	}
 	return nil
@@ -256,7 +264,7 @@ func (n *Node) deletePods(ctx context.Context, c *kubeapi.Client, node string) e
 // very object that was judged.
 func (n *Node) execute(ctx context.Context, c *kubeapi.Client, v verdict) error {
 	if v.approve && v.stale != nil {
-		if err := n.deletePods(ctx, c, v.node); err != nil {
+		if err := n.deletePods(ctx, c, v.node, v.csr.Metadata.CreationTimestamp); err != nil {
 			return err
 		}
 		if err := c.Delete(ctx, "/api/v1/nodes/"+url.PathEscape(v.node), v.stale.Metadata.UID); err != nil {

@@ -32,6 +32,9 @@ func (n *Node) certify() error {
 	if err != nil {
 		return fmt.Errorf("reading the cluster's CA: %w", err)
 	}
+	if end := authority[0].NotAfter; n.Now().After(end) {
+		return fmt.Errorf("the cluster's CA ended at %s: check the clock", end.UTC().Format(time.RFC3339))
+	}
 	// Valid from the CA's beginning, as kubeadm's are: if it was the clock that was
 	// wrong, the certificate is good after it was set.
 	pair, err := ca.Issue(pki.Request{CommonName: nodeUser + n.Name, Organization: []string{"system:nodes"}, Client: true,
@@ -49,10 +52,13 @@ func (n *Node) certify() error {
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if err := errors.Join(os.Symlink(filepath.Join(kubeletDir, "pki", name), tmp), os.Rename(tmp, link), atomicfile.SyncDir(filepath.Dir(link))); err != nil {
+	if err := errors.Join(os.Symlink(name, tmp), os.Rename(tmp, link), atomicfile.SyncDir(filepath.Dir(link))); err != nil {
 		return err
 	}
 	n.tellChanged("certify")
+	if n.kubeletCertificate().useless(n.Now()) {
+		return fmt.Errorf("%s does not name %s, where the kubelet's new certificate is: change it by hand", n.path(kubeletConf), kubeletCertificateFile)
+	}
 	n.Logf("the kubelet's certificate had ended: it has another one")
 	return nil
 }

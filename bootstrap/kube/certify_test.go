@@ -3,6 +3,7 @@ package kube
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -46,12 +47,10 @@ func TestMasterCertifiesItself(t *testing.T) {
 	if err := n.Apply(t.Context(), Action{Verb: Certify}); err != nil {
 		t.Fatal(err)
 	}
-	// The link is for the machine, whose root this is not.
-	to, err := os.Readlink(current)
-	if err != nil || filepath.Dir(to) != kubeletDir+"/pki" {
-		t.Fatalf("the link leads to %s, %v", to, err)
+	if n.kubeletCertificate().useless(now) {
+		t.Error("the new certificate is of no use")
 	}
-	data, err := os.ReadFile(filepath.Join(root, to))
+	data, err := os.ReadFile(current)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,10 +63,14 @@ func TestMasterCertifiesItself(t *testing.T) {
 			t.Errorf("valid from %s to %s, not at %s", certs[0].NotBefore, certs[0].NotAfter, at)
 		}
 	}
-	if certs[0].Subject.CommonName != nodeUser+"m1" || certs[0].Subject.Organization[0] != "system:nodes" || !pki.Covers(data, ca.Cert, nil, now) {
+	now = made.AddDate(20, 0, 0)
+	if err := n.Apply(t.Context(), Action{Verb: Certify}); err == nil || !strings.Contains(err.Error(), "check the clock") {
+		t.Errorf("after the CA's end: %v", err)
+	}
+	if certs[0].Subject.CommonName != nodeUser+"m1" || certs[0].Subject.Organization[0] != "system:nodes" || !pki.Covers(data, ca.Cert, nil, made.AddDate(2, 0, 0)) {
 		t.Errorf("%s", certs[0].Subject)
 	}
-	if fi, err := os.Stat(filepath.Join(root, to)); err != nil || fi.Mode().Perm() != 0o600 {
+	if fi, err := os.Stat(current); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", fi.Mode(), err)
 	}
 }

@@ -91,8 +91,10 @@ func decideMaster(s State) Action {
 		return decideJoin(s)
 	case s.Now.Before(s.APISince.Add(silentFor)) && !s.certainlyNew():
 		return wait("making sure that no API server answers (%s)", s.APIDetail)
-	case s.Initialised == Unknown, s.Initialised == Yes && s.ClusterVersion == "":
-		return wait("etcd does not say whether this cluster was initialised, and with which Kubernetes: %s", s.EtcdDetail)
+	case s.Initialised == Unknown:
+		return wait("etcd does not say whether this cluster was initialised: %s", s.EtcdDetail)
+	case s.Initialised == Yes && s.ClusterVersion == "":
+		return wait("etcd does not say with which Kubernetes this cluster was initialised (kubernetesVersion of the ConfigMap kubeadm-config in kube-system): %s", s.EtcdDetail)
 	case s.misfit() != "":
 		return wait("%s", s.misfit())
 	}

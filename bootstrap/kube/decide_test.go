@@ -80,7 +80,7 @@ func TestDecide(t *testing.T) {
 		{"master, silent, initialised before by an older image", master(func(s *State) { s.API, s.Initialised, s.ClusterVersion = APISilent, Yes, "v1.36.5" }), Action{Verb: Init, Again: true}},
 		{"master, silent, initialised before by a much older image", master(func(s *State) { s.API, s.Initialised, s.ClusterVersion = APISilent, Yes, "v1.35.8" }), Action{Verb: Wait, Why: "first boot the masters with an image of 1.36"}},
 		{"master, silent, initialised before by a newer image", master(func(s *State) { s.API, s.Initialised, s.ClusterVersion = APISilent, Yes, "v1.37.3" }), Action{Verb: Wait, Why: "boot this master with an image of v1.37.3 or newer"}},
-		{"master, silent, initialised before, who knows by what", master(func(s *State) { s.API, s.Initialised = APISilent, Yes }), Action{Verb: Wait, Why: "with which Kubernetes"}},
+		{"master, silent, initialised before, who knows by what", master(func(s *State) { s.API, s.Initialised = APISilent, Yes }), Action{Verb: Wait, Why: "kubernetesVersion of the ConfigMap"}},
 		{"master, silent, etcd does not say", master(func(s *State) { s.API, s.Initialised = APISilent, Unknown }), Action{Verb: Wait, Why: "initialised"}},
 		{"master, silent for a moment", master(func(s *State) { s.API, s.APISince = APISilent, ago(19*time.Second) }), Action{Verb: Wait, Why: "making sure"}},
 		{"master, all others refuse", master(func(s *State) { s.API, s.APISince, s.APIRefused = APISilent, now, true }), Action{Verb: Init}},

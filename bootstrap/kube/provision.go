@@ -71,17 +71,16 @@ func (n *Node) provision(ctx context.Context, c *kubeapi.Client) error {
 	case first:
 		r.kubernetes = own
 	case newer(own, r.kubernetes):
-		if err := errors.Join(n.bringAlong(ctx, c), n.followDNS(ctx, c)); err != nil {
+		if r.kubernetes, err = n.follow(ctx, c); err != nil {
 			return err
 		}
-		r.kubernetes = own
 	}
 	if r.network == "" { // first: this machine's Node waits for it
 		if r.network, err = n.applyNetwork(ctx, c); err != nil {
 			return err
 		}
 	}
-	if first {
+	if first || old.Data["kubernetes"] != r.kubernetes {
 		if err := n.rights(ctx, c); err != nil {
 			return err
 		}
@@ -98,6 +97,27 @@ func (n *Node) provision(ctx context.Context, c *kubeapi.Client) error {
 	}
 	n.Logf("provisioned %d tokens, network %s, Kubernetes %s", len(grants), r.network, r.kubernetes)
 	return nil
+}
+
+// follow brings the cluster to this image's version, now that a master of it is
+// up, and returns the cluster's.
+func (n *Node) follow(ctx context.Context, c *kubeapi.Client) (string, error) {
+	version, err := n.bringAlong(ctx, c)
+	if err != nil || version != n.Node.Image.Kubernetes {
+		return version, err // another master's business
+	}
+	// After an init over what etcd held, the Node and its pods are those of the
+	// image before.
+	if d, _ := n.done(); d != nil && d.By == string(Init) {
+		if err := n.deletePods(ctx, c, n.Name, d.At); err != nil {
+			return "", err
+		}
+	}
+	err = c.Merge(ctx, "/api/v1/nodes/"+n.Name, object{"metadata": object{"labels": object{versionLabel: version}}})
+	if err != nil && !kubeapi.Is(err, 404) {
+		return "", err
+	}
+	return version, n.followDNS(ctx, c)
 }
 
 // rights lets the users of tokens ask.

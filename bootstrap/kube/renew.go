@@ -32,6 +32,8 @@ const (
 	renewedAnnotation = "kimage.dev/certificates-renewed"
 	// renewLook is how often a master looks at its certificates.
 	renewLook = 10 * time.Minute
+	// renewRetry is after how long one looks again that did not succeed, or had to wait.
+	renewRetry = time.Minute
 	// renewTurn is how long other masters wait with theirs.
 	renewTurn = 2 * time.Minute
 )
@@ -39,12 +41,12 @@ const (
 // renew has kubeadm renew its certificates when two thirds of the life of one are
 // over, and the control plane started again with them. A pod that is older than
 // what it uses was not, whatever happened meanwhile. What does not succeed is
-// tried again at the next look: months are left.
+// tried again soon: the certificates of a machine that was off may have ended.
 func (n *Node) renew(ctx context.Context) error {
 	if n.Now().Sub(n.renewLooked) < renewLook {
 		return nil
 	}
-	n.renewLooked = n.Now()
+	n.renewLooked = n.Now().Add(renewRetry - renewLook) // unless all went well
 	file, err := n.oldCertificate()
 	if err != nil {
 		return err
@@ -72,7 +74,11 @@ func (n *Node) renew(ctx context.Context) error {
 			return fmt.Errorf("renewing kubeadm's certificates: %w", err)
 		}
 	}
-	return n.restartOld()
+	if err := n.restartOld(); err != nil {
+		return err
+	}
+	n.renewLooked = n.Now()
+	return nil
 }
 
 // oldCertificate is a file whose certificate has lived for two thirds; empty: none.

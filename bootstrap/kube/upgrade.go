@@ -2,7 +2,9 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -28,8 +30,7 @@ import (
 //	CoreDNS               after it is Ready, and only to machines of its version,
 //	                      by their label.
 //
-// Who was asked to change one of them by a person, to an image of another name,
-// is left alone.
+// What a person gave an image of another name is left alone.
 
 // versionLabel on a Node is the Kubernetes version of its machine's image.
 const versionLabel = "kimage.dev/kubernetes"
@@ -82,36 +83,63 @@ func versionIn(text string) string {
 	return ""
 }
 
-// bringAlong raises the cluster's version to this image's, if it is lower. What
-// is told to all is written last: after a crash all of it is done again.
-func (n *Node) bringAlong(ctx context.Context, c *kubeapi.Client) error {
+// bringAlong raises the cluster's version to this image's, if it is lower, and
+// returns it. What is told to all is written last: after a crash all of it is done
+// again.
+func (n *Node) bringAlong(ctx context.Context, c *kubeapi.Client) (version string, err error) {
 	own := n.Node.Image.Kubernetes
 	var config kubeadmConfig
 	if err := c.Get(ctx, kubeadmConfigPath, nil, &config); err != nil {
-		return fmt.Errorf("reading the cluster's version: %w", err)
+		return "", fmt.Errorf("reading the cluster's version: %w", err)
 	}
 	theirs := config.version()
 	if theirs == "" || !newer(own, theirs) {
-		return nil
+		return theirs, nil
+	}
+	var nodes struct{ Items []kubeapi.Object }
+	if err := c.Get(ctx, "/api/v1/nodes", nil, &nodes); err != nil {
+		return "", fmt.Errorf("reading the machines' versions: %w", err)
+	}
+	if why := leftBehind(own, n.Name, nodes.Items); why != "" {
+		return "", errors.New(why)
 	}
 	n.Logf("bringing the cluster from Kubernetes %s to %s", theirs, own)
 	images, err := n.kubeadmImages(ctx)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if err := n.setImages(ctx, c, daemonSet("kube-system", "kube-proxy"), images, onDelete); err != nil {
-		return err
+		return "", err
 	}
 	if n.Node.Image.Plugin == "flannel" {
 		if images, err = n.networkImages(); err != nil {
-			return err
+			return "", err
 		}
 		if err := n.setImages(ctx, c, daemonSet("kube-flannel", "kube-flannel-ds"), images, onDelete); err != nil {
-			return err
+			return "", err
 		}
 	}
 	text := configVersion.ReplaceAllString(config.Data["ClusterConfiguration"], "kubernetesVersion: "+own)
-	return c.Merge(ctx, kubeadmConfigPath, object{"metadata": object{"resourceVersion": config.Metadata.ResourceVersion}, "data": object{"ClusterConfiguration": text}})
+	return own, c.Merge(ctx, kubeadmConfigPath, object{"metadata": object{"resourceVersion": config.Metadata.ResourceVersion}, "data": object{"ClusterConfiguration": text}})
+}
+
+// leftBehind names a machine that may not be in one cluster with API servers of
+// version own; empty: there is none. The machine itself is about to be another.
+func leftBehind(own, itself string, nodes []kubeapi.Object) string {
+	for _, o := range nodes {
+		name, kubelet := kubeapi.Text(o, "metadata", "name"), kubeapi.Text(o, "status", "nodeInfo", "kubeletVersion")
+		if name == itself || minor(kubelet) == 0 {
+			continue
+		}
+		labels, _ := kubeapi.Field(o, "metadata", "labels").(kubeapi.Object)
+		if _, master := labels["node-role.kubernetes.io/control-plane"]; master && minor(own) > minor(kubelet)+1 {
+			return fmt.Sprintf("the master %s runs %s, more than one minor version behind this image's %s: image it again first", name, kubelet, own)
+		}
+		if minor(own) > minor(kubelet)+kubeletSkew {
+			return fmt.Sprintf("%s runs %s, more than %d minor versions behind this image's %s: image it again first", name, kubelet, kubeletSkew, own)
+		}
+	}
+	return ""
 }
 
 // followDNS moves CoreDNS to this image's version, on machines that have it.
@@ -120,9 +148,40 @@ func (n *Node) followDNS(ctx context.Context, c *kubeapi.Client) error {
 	if err != nil {
 		return err
 	}
-	here := object{"matchExpressions": []any{object{"key": versionLabel, "operator": "In", "values": []any{n.Node.Image.Kubernetes}}}}
-	return n.setImages(ctx, c, "/apis/apps/v1/namespaces/kube-system/deployments/coredns", images, object{"template": object{"spec": object{"affinity": object{"nodeAffinity": object{
-		"requiredDuringSchedulingIgnoredDuringExecution": object{"nodeSelectorTerms": []any{here}}}}}}})
+	return n.setImages(ctx, c, "/apis/apps/v1/namespaces/kube-system/deployments/coredns", images, func(o kubeapi.Object) (object, bool) {
+		terms, _ := kubeapi.Field(o, "spec", "template", "spec", "affinity", "nodeAffinity", requiredAffinity, "nodeSelectorTerms").([]any)
+		terms, moved := toVersion(terms, n.Node.Image.Kubernetes)
+		return object{"template": object{"spec": object{"affinity": object{"nodeAffinity": object{requiredAffinity: object{"nodeSelectorTerms": terms}}}}}}, moved
+	})
+}
+
+const requiredAffinity = "requiredDuringSchedulingIgnoredDuringExecution"
+
+// toVersion adds to each term of an affinity, of which a person may have made some,
+// that the machine's image has the version. moved: another version was wanted.
+func toVersion(terms []any, version string) (out []any, moved bool) {
+	if len(terms) == 0 {
+		terms = []any{kubeapi.Object{}}
+	}
+	for _, x := range terms {
+		term, _ := x.(kubeapi.Object)
+		expressions := []any{object{"key": versionLabel, "operator": "In", "values": []any{version}}}
+		old, _ := term["matchExpressions"].([]any)
+		for _, e := range old {
+			if expression, _ := e.(kubeapi.Object); kubeapi.Text(expression, "key") != versionLabel {
+				expressions = append(expressions, e)
+			} else if values, _ := expression["values"].([]any); len(values) != 1 || values[0] != version {
+				moved = true
+			}
+		}
+		term = maps.Clone(term)
+		if term == nil {
+			term = kubeapi.Object{}
+		}
+		term["matchExpressions"] = expressions
+		out = append(out, term)
+	}
+	return out, moved
 }
 
 func daemonSet(namespace, name string) string {
@@ -130,12 +189,15 @@ func daemonSet(namespace, name string) string {
 }
 
 // onDelete keeps the pods that there are when their template changes.
-var onDelete = object{"updateStrategy": object{"type": "OnDelete", "rollingUpdate": nil}}
+func onDelete(kubeapi.Object) (object, bool) {
+	return object{"updateStrategy": object{"type": "OnDelete", "rollingUpdate": nil}}, false
+}
 
 // setImages gives the containers of a workload those of images that have the name
-// of theirs, and the workload spec, a merge patch, if one of them is another than
-// before. A workload that is not there is nobody's business.
-func (n *Node) setImages(ctx context.Context, c *kubeapi.Client, path string, images []string, spec object) error {
+// of theirs, and the workload what also returns, a merge patch of its spec, if one
+// of them is another than before, or also says that it must. A workload that is not
+// there is nobody's business.
+func (n *Node) setImages(ctx context.Context, c *kubeapi.Client, path string, images []string, also func(kubeapi.Object) (spec object, must bool)) error {
 	var o kubeapi.Object
 	if err := c.Get(ctx, path, nil, &o); kubeapi.Is(err, 404) {
 		return nil
@@ -143,7 +205,7 @@ func (n *Node) setImages(ctx context.Context, c *kubeapi.Client, path string, im
 		return fmt.Errorf("reading what is to be brought along: %w", err)
 	}
 	pod := object{}
-	changed := false
+	spec, changed := also(o)
 	for _, list := range []string{"containers", "initContainers"} {
 		containers, ok := kubeapi.Field(o, "spec", "template", "spec", list).([]any)
 		if !ok {

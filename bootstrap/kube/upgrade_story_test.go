@@ -87,9 +87,10 @@ func watchAPI(servers ...string) (stop func() time.Duration) {
 	return sync.OnceValue(func() time.Duration { close(end); return <-longest })
 }
 
-// TestUpgrade brings a cluster from 1.35 to 1.37 by machines that are imaged again,
-// one after the other: what does not fit waits and says why, an API server is
-// ready all the time, and what runs on every machine is what its image has.
+// TestUpgrade brings a cluster from 1.35 to 1.36 by machines that are imaged again,
+// one after the other, and to 1.37 by masters that are blank at once: what does not
+// fit waits and says why, an API server is ready all the time, and what runs on
+// every machine is what its image has.
 func TestUpgrade(t *testing.T) {
 	const old, middle, latest = "v1.35.8", "v1.36.5", "v1.37.2"
 	c := newCluster(t, storyPeers())
@@ -135,26 +136,37 @@ func TestUpgrade(t *testing.T) {
 	// Back.
 	again("m2", func() { master("m2", m2, old) })
 	c.says("m2", "never goes back")
-	again("m2", func() { master("m2", m2, latest) })
-	second = c.ready(m1, "m2", second.Metadata.UID)
-	c.isAt(m2, latest)
-	// The worker has waited for that.
-	c.ready(m2, "w1", w1.Metadata.UID)
-	c.until("every machine has the kube-proxy of its image", time.Minute, func(context.Context) error {
-		if got := c.podImages("k8s-app=kube-proxy"); got["m1"] != "kube-proxy:"+middle || got["m2"] != "kube-proxy:"+latest || got["w1"] != "kube-proxy:"+latest {
-			return fmt.Errorf("%v", got)
-		}
-		return nil
-	})
-	again("m1", func() { master("m1", m1, latest) })
-	c.ready(m2, "m1", first.Metadata.UID)
-	c.isAt(m1, latest)
-	// All masters are blank at once, and their image is older than what etcd holds.
+	again("m2", func() { master("m2", m2, middle) })
+	c.ready(m1, "m2", second.Metadata.UID)
 	gap := stop()
 	t.Logf("the longest time without an API server: %s", gap.Round(100*time.Millisecond))
 	if gap > 10*time.Second {
 		t.Error("that is too long")
 	}
+	// All masters are blank at once, and the first that comes back is newer.
+	c.kill("m1")
+	c.wipe("m1")
+	again("m2", func() { master("m2", m2, latest) })
+	c.joined("m2")
+	c.isAt(m2, latest)
+	if by := c.joinedBy("m2"); by != "init" {
+		t.Errorf("m2 became a master by %s", by)
+	}
+	// The worker has waited for that.
+	c.ready(m2, "w1", w1.Metadata.UID)
+	c.until("every machine has the kube-proxy of its image", time.Minute, func(context.Context) error {
+		if at := kubeapi.Text(c.get(m2, "/api/v1/nodes/m2"), "metadata", "labels", versionLabel); at != latest {
+			return fmt.Errorf("m2 is labelled %s", at)
+		}
+		if got := c.podImages("k8s-app=kube-proxy"); got["m2"] != "kube-proxy:"+latest || got["w1"] != "kube-proxy:"+latest {
+			return fmt.Errorf("%v", got)
+		}
+		return nil
+	})
+	master("m1", m1, latest)
+	c.ready(m2, "m1", first.Metadata.UID)
+	c.isAt(m1, latest)
+	// And they are older than what etcd holds.
 	c.kill("m1")
 	c.wipe("m1")
 	again("m2", func() { master("m2", m2, middle) })

@@ -154,7 +154,7 @@ func (c *commands) name(p string) (string, error) {
 		c.dir = dir
 	}
 	base := path.Base(p)
-	if strings.HasPrefix(base, "<") { // an inode's number, if nothing is before it
+	if strings.HasPrefix(base, "<") || strings.HasPrefix(base, "-") { // an inode's number, or an option, if nothing is before it
 		base = "./" + base
 	}
 	return quoteText(base)

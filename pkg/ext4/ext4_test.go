@@ -59,6 +59,8 @@ func content(t *testing.T) *tree.Tree {
 		tr.Bytes("dir/quote\"d", 0o600, []byte("q")),
 		tr.Bytes("dir/<12>", 0o600, []byte("<")),
 		tr.Symlink("dir/<13>", "<12>"),
+		tr.Bytes("dir/-big", 0o600, big[:1<<20]),
+		tr.Add(tree.Entry{Path: "dir/-x", Mode: 0o755, Open: emptyFile, Xattrs: map[string]string{"user.test": "dash"}}),
 		tr.Bytes("<dir>/file", 0o644, []byte("x")),
 		tr.Bytes("big", 0o755, big),
 		tr.Symlink("dir/link", "../big"),
@@ -90,7 +92,7 @@ func TestAdd(t *testing.T) {
 			t.Fatal(err)
 		}
 		for path, want := range map[string]string{
-			"setuid": "04755", "sticky": "01777", "owned": "Group: 70000", "big": "Links: 3", "dir/link": `Fast link dest: "../big"`, "dir/<13>": `Fast link dest: "<12>"`, "<dir>/file": "Size: 1\n", "dir/<12>": "Mode:  0600", "capable": `user.test (5) = "value"`,
+			"setuid": "04755", "sticky": "01777", "owned": "Group: 70000", "big": "Links: 3", "dir/link": `Fast link dest: "../big"`, "dir/<13>": `Fast link dest: "<12>"`, "<dir>/file": "Size: 1\n", "dir/<12>": "Mode:  0600", "dir/-big": "Size: 1048576", "dir/-x": `user.test (4) = "dash"`, "capable": `user.test (5) = "value"`,
 		} {
 			if out := debugfs(t, v, "stat /"+path); !strings.Contains(out, want) {
 				t.Errorf("/%s: no %q in\n%s", path, want, out)

@@ -2,6 +2,8 @@ package squashfs
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -179,6 +181,19 @@ func TestPackSkipsZerosAndKeepsNoise(t *testing.T) {
 	var read Blocks
 	if err := json.Unmarshal(data, &read); err != nil || read.storedBytes() != b.storedBytes() {
 		t.Errorf("read back: %+v, %v", read, err)
+	}
+}
+
+// TestPackIsStable: what lies in caches must be what Pack makes today. Another
+// digest needs another Version.
+func TestPackIsStable(t *testing.T) {
+	digest := sha256.New()
+	if _, err := Pack(t.Context(), digest, bytes.NewReader(content(9, 2<<20)), 2<<20); err != nil {
+		t.Fatal(err)
+	}
+	const want = "925d85b0116fb44bc923c369edcf174f48276a08ec7ebfbcf3375a2c91bb5bbe"
+	if got := hex.EncodeToString(digest.Sum(nil)); Version != "1" || got != want {
+		t.Errorf("version %s packs to %s", Version, got)
 	}
 }
 
