@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kimage-project/kimage/pkg/need"
 	"github.com/kimage-project/kimage/pkg/sparse"
 )
 
@@ -137,7 +138,7 @@ func TestBase(t *testing.T) {
 // and KVM, in another directory, time zone and umask, bakes the same bytes.
 func TestOrdinaryUser(t *testing.T) {
 	if os.Getenv("KIMAGE_E2E_IMAGE") != "" {
-		t.Skip("another kimage may have baked KIMAGE_E2E_IMAGE")
+		need.Missing(t, "an image of this kimage: another one may have baked KIMAGE_E2E_IMAGE")
 	}
 	cacheDir := os.Getenv("KIMAGE_CACHE")
 	if cacheDir == "" {

@@ -55,6 +55,7 @@ func TestTheseus(t *testing.T) {
 		}
 	}
 	c.kill(untouched)
+	c.must(os.Remove(filepath.Join(untouched.Dir, "said"))) // it has to say so again
 	c.calm()
 	for _, m := range members {
 		if got := c.clusterOf(m); got != id {

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+	"github.com/kimage-project/kimage/pkg/need"
 )
 
 var (
@@ -220,7 +221,7 @@ func (w *world) records() []Record {
 // every 64th state a calm time must lead to a founding.
 func TestAllSchedulesOfTwo(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes a minute or more")
+		need.Missing(t, "the patience for a minute or more (-short)")
 	}
 	first := &world{sim: newSim(t, 1, 2), mail: map[string]Answer{}, decided: map[string]*decision{}}
 	first.faults, first.images = false, *exploreLosses

@@ -58,7 +58,7 @@ func number(t *testing.T, re *regexp.Regexp, out string) string {
 // TestModel has Spin look at every state of the models.
 func TestModel(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes a minute or more")
+		need.Missing(t, "the patience for a minute or more (-short)")
 	}
 	for _, c := range []struct {
 		file   string
@@ -75,7 +75,7 @@ func TestModel(t *testing.T) {
 // TestModelMutations breaks one rule of a model at a time.
 func TestModelMutations(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes a minute or more")
+		need.Missing(t, "the patience for a minute or more (-short)")
 	}
 	for _, macro := range []string{"MAJORITY", "KEEP", "UNSYNCED", "CACHED", "AGAIN", "FIXED", "NEW", "FIRST", "ALONE"} {
 		t.Run(macro, func(t *testing.T) {

@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/kimage-project/kimage/pkg/need"
 )
 
 // edit replaces text that is in a file exactly once.
@@ -18,7 +20,7 @@ type edit struct{ file, old, new string }
 // fail with the named words.
 func TestMutationsAreCaught(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes a minute or more")
+		need.Missing(t, "the patience for a minute or more (-short)")
 	}
 	for _, c := range []struct {
 		name  string

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+	"github.com/kimage-project/kimage/pkg/need"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -164,7 +165,7 @@ func program(t *testing.T, name string) string {
 		return p
 	}
 	best, version := "", ""
-	for f, v := range builds(name) {
+	for f, v := range builds(t, name) {
 		if best == "" || v > version {
 			best, version = f, v
 		}
@@ -174,27 +175,17 @@ func program(t *testing.T, name string) string {
 			return p
 		}
 		if os.Getenv("CI") != "" {
-			t.Fatalf("no %s in %s, and none on PATH: a bake (make image) puts it there", name, bakeCache())
+			t.Fatalf("no %s in %s, and none on PATH: a bake (make image) puts it there", name, need.Cache(t))
 		}
 		t.Logf("no %s on this machine, and it does not judge: bake an image from source, or name one with KIMAGE_%s", name, strings.ToUpper(name))
 	}
 	return best
 }
 
-func bakeCache() string {
-	cache := os.Getenv("KIMAGE_CACHE")
-	if cache == "" {
-		if dir, err := os.UserCacheDir(); err == nil {
-			cache = filepath.Join(dir, "kimage")
-		}
-	}
-	return cache
-}
-
 // builds are those of a program that bakes left, with what they call their version.
-func builds(name string) map[string]string {
+func builds(t *testing.T, name string) map[string]string {
 	all := map[string]string{}
-	found, _ := filepath.Glob(filepath.Join(bakeCache(), "entries/*/*", name))
+	found, _ := filepath.Glob(filepath.Join(need.Cache(t), "entries/*/*", name))
 	for _, f := range found {
 		argv := []string{"--version"}
 		switch name {

@@ -206,11 +206,7 @@ func (n *Node) setImages(ctx context.Context, c *kubeapi.Client, path string, im
 	}
 	pod := object{}
 	spec, changed := also(o)
-	for _, list := range []string{"containers", "initContainers"} {
-		containers, ok := kubeapi.Field(o, "spec", "template", "spec", list).([]any)
-		if !ok {
-			continue
-		}
+	for list, containers := range containersOf(o) {
 		for _, x := range containers {
 			container, _ := x.(kubeapi.Object)
 			old := kubeapi.Text(container, "image")
@@ -228,6 +224,17 @@ func (n *Node) setImages(ctx context.Context, c *kubeapi.Client, path string, im
 		return fmt.Errorf("bringing %s along: %w", kubeapi.Text(o, "metadata", "name"), err)
 	}
 	return nil
+}
+
+// containersOf are a workload's lists of containers, by their names in a pod's spec.
+func containersOf(o kubeapi.Object) map[string][]any {
+	all := map[string][]any{}
+	for _, list := range []string{"containers", "initContainers"} {
+		if containers, ok := kubeapi.Field(o, "spec", "template", "spec", list).([]any); ok {
+			all[list] = containers
+		}
+	}
+	return all
 }
 
 // repository is an image's name without tag and digest.
@@ -270,8 +277,7 @@ func (n *Node) networkImages() ([]string, error) {
 	}
 	var images []string
 	for _, o := range objects {
-		for _, list := range []string{"containers", "initContainers"} {
-			containers, _ := kubeapi.Field(o, "spec", "template", "spec", list).([]any)
+		for _, containers := range containersOf(o) {
 			for _, x := range containers {
 				container, _ := x.(kubeapi.Object)
 				images = append(images, kubeapi.Text(container, "image"))

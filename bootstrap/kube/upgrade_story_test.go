@@ -32,7 +32,7 @@ func (c *cluster) image(version string) {
 		c.Fatal(err)
 	}
 	for _, name := range []string{"kubeadm", "kubelet", "kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
-		for file, v := range builds(name) {
+		for file, v := range builds(c.T, name) {
 			if strings.HasSuffix(v, version) {
 				os.Symlink(file, filepath.Join(bin, name))
 			}

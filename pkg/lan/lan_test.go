@@ -189,7 +189,7 @@ func TestBadFrame(t *testing.T) {
 // for an address.
 func TestQEMU(t *testing.T) {
 	if testing.Short() {
-		t.Skip("a virtual machine's firmware takes seconds")
+		need.Missing(t, "the patience for a virtual machine's firmware (-short)")
 	}
 	qemu := need.Program(t, "qemu-system-x86_64", "qemu-system-x86")
 	_, sockets := network(t, "machine", "us")

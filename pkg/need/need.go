@@ -14,7 +14,7 @@ import (
 func Root(t testing.TB, why string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		missing(t, why+" needs root")
+		Missing(t, why+" needs root")
 	}
 }
 
@@ -23,35 +23,42 @@ func Program(t testing.TB, name, pkg string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		missing(t, name+" is missing: apt-get install "+pkg)
+		Missing(t, name+" is missing: apt-get install "+pkg)
 	}
 	return path
 }
 
+// Cache is where kimage keeps what bakes leave (KIMAGE_CACHE, or the user's).
+func Cache(t testing.TB) string {
+	t.Helper()
+	if cache := os.Getenv("KIMAGE_CACHE"); cache != "" {
+		return cache
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "kimage")
+}
+
 // Built returns the path of a program that a bake from source left in kimage's
-// cache (KIMAGE_CACHE, or the user's): one of them, if there are several.
+// cache: one of them, if there are several.
 func Built(t testing.TB, name string) string {
 	t.Helper()
-	cache := os.Getenv("KIMAGE_CACHE")
-	if cache == "" {
-		dir, err := os.UserCacheDir()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cache = filepath.Join(dir, "kimage")
-	}
+	cache := Cache(t)
 	found, err := filepath.Glob(filepath.Join(cache, "entries/program/*", name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(found) == 0 {
-		missing(t, "no "+name+" in "+cache+": kimage build --components source puts it there")
+		Missing(t, "no "+name+" in "+cache+": kimage build --components source puts it there")
 		return ""
 	}
 	return found[0]
 }
 
-func missing(t testing.TB, what string) {
+// Missing ends a test that lacks what: skipped, or in CI failed.
+func Missing(t testing.TB, what string) {
 	t.Helper()
 	if os.Getenv("CI") != "" {
 		t.Fatal(what)

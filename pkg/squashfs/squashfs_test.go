@@ -17,6 +17,7 @@ import (
 	"testing"
 	"testing/iotest"
 
+	"github.com/kimage-project/kimage/pkg/need"
 	"github.com/kimage-project/kimage/pkg/tree"
 )
 
@@ -80,7 +81,7 @@ func sample(t *testing.T) *tree.Tree {
 
 func unsquash(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.Command("unsquashfs", args...).CombinedOutput()
+	out, err := exec.Command(need.Program(t, "unsquashfs", "squashfs-tools"), args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("unsquashfs: %v\n%s", err, out)
 	}
