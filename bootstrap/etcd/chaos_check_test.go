@@ -5,15 +5,40 @@ package etcd
 import (
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 )
 
-// walIDs reads member and cluster ID from the first log file of a data
-// directory: frames of an 8-byte length and a Record{1: type, 2: crc, 3: data};
-// the one of type 1 holds Metadata{1: NodeID, 2: ClusterID}.
+// walRecord is a Record{1: type, 2: crc, 3: data} of a log.
+type walRecord struct {
+	message
+	end int // where its data ends in the file, which is where the record does
+}
+
+// walRecords are the records of a log file: frames of an 8-byte length, which has
+// the length of the padding in its first byte, and a Record.
+func walRecords(data []byte) iter.Seq[walRecord] {
+	return func(yield func(walRecord) bool) {
+		for at := uint64(0); at+8 <= uint64(len(data)); {
+			length := binary.LittleEndian.Uint64(data[at:])
+			size, pad := length&(1<<56-1), uint64(0)
+			if length>>63 != 0 {
+				pad = length >> 56 & 7
+			}
+			end := at + 8 + size
+			if size == 0 || end+pad > uint64(len(data)) || !yield(walRecord{protobuf(data[at+8 : end]), int(end)}) {
+				return
+			}
+			at = end + pad
+		}
+	}
+}
+
+// walIDs reads member and cluster ID from the first log file of a data directory:
+// the record of type 1 holds Metadata{1: NodeID, 2: ClusterID}.
 func walIDs(dir string) (member, cluster uint64, err error) {
 	logs, err := filepath.Glob(filepath.Join(dir, "member", "wal", "*.wal"))
 	if err != nil || len(logs) == 0 {
@@ -24,21 +49,11 @@ func walIDs(dir string) (member, cluster uint64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	for len(data) >= 8 {
-		length := binary.LittleEndian.Uint64(data)
-		size, pad := length&(1<<56-1), uint64(0)
-		if length>>63 != 0 {
-			pad = length >> 56 & 7
-		}
-		if size == 0 || 8+size+pad > uint64(len(data)) {
-			break
-		}
-		record := protobuf(data[8 : 8+size])
+	for record := range walRecords(data) {
 		if record.number[1] == 1 {
 			meta := protobuf(record.bytes[3])
 			return meta.number[1], meta.number[2], nil
 		}
-		data = data[8+size+pad:]
 	}
 	return 0, 0, fmt.Errorf("no metadata in %s", logs[0])
 }
