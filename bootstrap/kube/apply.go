@@ -97,6 +97,11 @@ func (n *Node) try(ctx context.Context, a Action) error {
 	if err := errors.Join(n.SyncResolver(), n.nameItself()); err != nil {
 		return err
 	}
+	if a.Fetch {
+		if err := n.fetchImages(ctx); err != nil {
+			return err
+		}
+	}
 	if n.master() {
 		if err := errors.Join(n.placePKI(), n.placeEncryption(), n.placePatches()); err != nil {
 			return err

@@ -28,6 +28,7 @@ type Action struct {
 	Again  bool   // Init: over a cluster that was initialised before
 	Forget bool   // Clean: the machine had joined, and must join again
 	Raise  bool   // Join: the cluster comes to this image's Kubernetes first
+	Fetch  bool   // Join: what runs on every machine is newer than this image, and is fetched first
 }
 
 const (
@@ -130,7 +131,9 @@ func decideJoin(s State) Action {
 	case s.NodeReady == Unknown:
 		return wait("the API server does not say whether a Node %s exists", s.Name)
 	}
-	return Action{Verb: Join, Raise: s.Master && s.ClusterVersion != "" && newer(s.Kubernetes, s.ClusterVersion), Why: "an API server answers"}
+	return Action{Verb: Join, Why: "an API server answers",
+		Raise: s.Master && s.ClusterVersion != "" && newer(s.Kubernetes, s.ClusterVersion),
+		Fetch: !s.Master && newer(s.RaisedTo, s.Kubernetes)}
 }
 
 func wait(format string, args ...any) Action {

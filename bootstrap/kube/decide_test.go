@@ -65,6 +65,9 @@ func TestDecide(t *testing.T) {
 		{"worker, older", worker(func(s *State) { s.Kubernetes = "v1.36.5" }), Action{Verb: Join}},
 		{"worker, newer patch", worker(func(s *State) { s.ClusterVersion = "v1.37.1" }), Action{Verb: Wait, Why: "boot the masters with the new image first"}},
 		{"worker, as old as may be", worker(func(s *State) { s.ClusterVersion = "v1.40.0" }), Action{Verb: Join}},
+		{"worker, older than the masters", worker(func(s *State) { s.ClusterVersion, s.RaisedTo = "v1.38.1", "v1.38.1" }), Action{Verb: Join, Fetch: true}},
+		{"worker, the first newer master is not up yet", worker(func(s *State) { s.ClusterVersion, s.RaisedTo = "v1.37.2", "v1.37.3" }), Action{Verb: Join, Fetch: true}},
+		{"worker, of the masters' version", worker(func(s *State) { s.ClusterVersion, s.RaisedTo = "v1.37.2", "v1.37.2" }), Action{Verb: Join}},
 		{"worker, too old", worker(func(s *State) { s.ClusterVersion = "v1.41.0" }), Action{Verb: Wait, Why: "3 minor versions older"}},
 		// Masters.
 		{"master, newer patch", master(func(s *State) { s.ClusterVersion = "v1.37.1" }), Action{Verb: Join, Raise: true}},

@@ -55,6 +55,7 @@ type State struct {
 	Kubernetes  string    // this image's
 
 	ClusterVersion string // masters: of kubeadm-config; workers: of the newest master that is up; empty: not known
+	RaisedTo       string // version of kubeadm-config, from when on new pods of every machine have it; empty: not known
 	Token          Answer // the cluster knows this machine's token
 	NodeReady      Answer // a Ready Node has this machine's name
 	Etcd           Answer // masters: etcd serves a linearizable read

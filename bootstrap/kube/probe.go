@@ -122,7 +122,7 @@ func (n *Node) askAPI(ctx context.Context, s *State) {
 	err = c.Get(ctx, kubeadmConfigPath, nil, &config)
 	switch {
 	case err == nil:
-		s.Token, s.ClusterVersion = Yes, config.version()
+		s.Token, s.ClusterVersion, s.RaisedTo = Yes, config.version(), config.version()
 	case kubeapi.Is(err, 401), kubeapi.Is(err, 403), kubeapi.Is(err, 404):
 		s.Token = No
 		return

@@ -87,7 +87,7 @@ func (g grant) secret() kubeapi.Object {
 }
 
 // joinRights are what a machine may do with its token: ask for a certificate,
-// and read what kubeadm join reads.
+// and read what kubeadm join and fetchImages read.
 func joinRights() []kubeapi.Object {
 	const rbac = "rbac.authorization.k8s.io"
 	subjects := []any{object{"apiGroup": rbac, "kind": "Group", "name": JoinGroup}}
@@ -97,9 +97,11 @@ func joinRights() []kubeapi.Object {
 	}
 	return []kubeapi.Object{
 		clusterBinding("kimage:node-bootstrapper", "system:node-bootstrapper"),
-		// kubeadm join refuses while a Ready Node has the machine's name.
+		// kubeadm join refuses while a Ready Node has the machine's name; for the
+		// others see fetchImages.
 		{"apiVersion": rbac + "/v1", "kind": "ClusterRole", "metadata": object{"name": "kimage:join"},
-			"rules": []any{object{"apiGroups": []any{""}, "resources": []any{"nodes"}, "verbs": []any{"get"}}}},
+			"rules": []any{object{"apiGroups": []any{""}, "resources": []any{"nodes"}, "verbs": []any{"get"}},
+				object{"apiGroups": []any{"apps"}, "resources": []any{"daemonsets"}, "verbs": []any{"get"}, "resourceNames": []any{proxySet.name, flannelSet.name}}}},
 		clusterBinding("kimage:join", "kimage:join"),
 		{"apiVersion": rbac + "/v1", "kind": "Role", "metadata": object{"name": "kimage:join", "namespace": "kube-system"},
 			"rules": []any{object{"apiGroups": []any{""}, "resources": []any{"configmaps"}, "verbs": []any{"get"},

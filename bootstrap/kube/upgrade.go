@@ -26,7 +26,8 @@ import (
 // image on the machine where it starts:
 //
 //	kube-proxy, flannel   before that master joins. Machines keep the pods that
-//	                      they have (OnDelete); new machines have the new image.
+//	                      they have (OnDelete); new machines have the new image,
+//	                      and one of an older image fetches it before it joins.
 //	CoreDNS               after it is Ready, and only to machines of its version,
 //	                      by their label.
 //
@@ -108,14 +109,14 @@ func (n *Node) bringAlong(ctx context.Context, c *kubeapi.Client) (version strin
 	if err != nil {
 		return "", err
 	}
-	if err := n.setImages(ctx, c, daemonSet("kube-system", "kube-proxy"), images, onDelete); err != nil {
+	if err := n.setImages(ctx, c, proxySet.path(), images, onDelete); err != nil {
 		return "", err
 	}
 	if n.Node.Image.Plugin == "flannel" {
 		if images, err = n.networkImages(); err != nil {
 			return "", err
 		}
-		if err := n.setImages(ctx, c, daemonSet("kube-flannel", "kube-flannel-ds"), images, onDelete); err != nil {
+		if err := n.setImages(ctx, c, flannelSet.path(), images, onDelete); err != nil {
 			return "", err
 		}
 	}
@@ -184,8 +185,16 @@ func toVersion(terms []any, version string) (out []any, moved bool) {
 	return out, moved
 }
 
-func daemonSet(namespace, name string) string {
-	return "/apis/apps/v1/namespaces/" + namespace + "/daemonsets/" + name
+// daemonSet is one that runs on every machine.
+type daemonSet struct{ namespace, name string }
+
+var (
+	proxySet   = daemonSet{"kube-system", "kube-proxy"}
+	flannelSet = daemonSet{"kube-flannel", "kube-flannel-ds"}
+)
+
+func (d daemonSet) path() string {
+	return "/apis/apps/v1/namespaces/" + d.namespace + "/daemonsets/" + d.name
 }
 
 // onDelete keeps the pods that there are when their template changes.

@@ -41,7 +41,23 @@ func (c *cluster) image(version string) {
 			c.Fatalf("no %s %s on this machine: kimage build --os debian-13 --kubernetes %s makes it", name, version, version)
 		}
 	}
+	// The image's store has its own kube-proxy, and pulls when there is a way out.
+	crictl := fmt.Sprintf(`#!/bin/sh
+case $5:$7 in
+inspecti:*/kube-proxy:%s | inspecti:*flannel*) exit 0 ;;
+pull:*) [ ! -e %s ] || exit 0 ;;
+esac
+echo "E1126 a line of its log" >&2
+echo "no way to the registry" >&2
+exit 1
+`, version, c.wayOut())
+	if err := os.WriteFile(filepath.Join(bin, "crictl"), []byte(crictl), 0o755); err != nil {
+		c.Fatal(err)
+	}
 }
+
+// wayOut is a file that says that machines can reach the registry.
+func (c *cluster) wayOut() string { return filepath.Join(c.dir, "way-out") }
 
 // says waits until a machine waits for what its log says.
 func (c *cluster) says(name, words string) {
@@ -133,6 +149,15 @@ func TestUpgrade(t *testing.T) {
 	again("m1", func() { master("m1", m1, middle) })
 	first = c.ready(m2, "m1", first.Metadata.UID)
 	c.isAt(m1, middle)
+	// A worker of an older image gets a kube-proxy that is not on its disk.
+	again("w1", func() { worker(old) })
+	c.says("w1", "runs registry.k8s.io/kube-proxy:v1.36.5, which this machine's image (Kubernetes v1.35.8) has not")
+	if err := os.WriteFile(c.wayOut(), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	w1 = c.ready(m1, "w1", w1.Metadata.UID)
+	again("w1", func() { worker(latest) })
+	c.says("w1", "a worker may not be newer")
 	// Back.
 	again("m2", func() { master("m2", m2, old) })
 	c.says("m2", "never goes back")
