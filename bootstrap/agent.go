@@ -42,9 +42,10 @@ type Agent struct {
 
 	rosters *rosters
 	seen    seen
-	store   *report.Store // of masters
-	shows   chan struct{} // see show
-	serves  chan struct{} // has something in it when the own etcd begins to serve
+	store   *report.Store                                      // of masters
+	unready func(context.Context) (map[string][]string, error) // of masters: the Nodes that are not Ready
+	shows   chan struct{}                                      // see show
+	serves  chan struct{}                                      // has something in it when the own etcd begins to serve
 }
 
 func readConfig() (nodeconf.Config, error) {
@@ -72,7 +73,7 @@ func Run(ctx context.Context, logf func(string, ...any)) error {
 		}
 	}
 	a := &Agent{conf: conf, name: name, image: image, logf: logf, clock: newStopwatch(time.Now), phase: &phases{node: name, logf: logf, now: time.Now, file: phaseFile},
-		rosters: newRosters(conf.Cluster, logf), shows: make(chan struct{}, 1), serves: make(chan struct{}, 1)}
+		rosters: newRosters(conf.Cluster, logf), unready: kube.UnreadyNodes, shows: make(chan struct{}, 1), serves: make(chan struct{}, 1)}
 	if err := a.setClock(); err != nil {
 		logf("%v", err)
 	}

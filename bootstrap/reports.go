@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
@@ -42,8 +43,9 @@ func (a *Agent) reports(ctx context.Context) error {
 		return err
 	}
 	changed := a.phase.listen()
+	ear := a.newEar()
 	for {
-		a.reportAll(ctx, client)
+		ear.heard(ctx, a.reportAll(ctx, client))
 		pause := reportMoving
 		if a.phase.current().Phase == PhaseReady {
 			// Machines that were switched on together do not stay together.
@@ -92,8 +94,9 @@ func (a *Agent) reportClient(tokenFile, pkiDir string) (*report.Client, error) {
 	return &report.Client{Identity: id, CA: roots, Now: time.Now}, nil
 }
 
-// reportAll tells all masters at once, and waits for their answers.
-func (a *Agent) reportAll(ctx context.Context, client *report.Client) {
+// reportAll tells all masters at once, and waits for their answers. answered: one
+// of them has.
+func (a *Agent) reportAll(ctx context.Context, client *report.Client) (answered bool) {
 	roster := a.rosters.highest()
 	phase := a.phase.current()
 	m := report.Message{ClusterUID: a.conf.Cluster.UID, Report: report.Report{Name: a.name, Addresses: a.seen.currentAddresses(), ImageID: a.image.ImageID, OS: a.image.OS,
@@ -109,9 +112,14 @@ func (a *Agent) reportAll(ctx context.Context, client *report.Client) {
 	ctx, cancel := context.WithTimeout(ctx, reportBudget)
 	defer cancel()
 	var wg sync.WaitGroup
+	var some atomic.Bool
 	for _, to := range roster.Masters {
 		if to.Name != a.name {
-			wg.Go(func() { a.reportTo(ctx, client, to, m) })
+			wg.Go(func() {
+				if a.reportTo(ctx, client, to, m) {
+					some.Store(true)
+				}
+			})
 		}
 	}
 	wg.Wait()
@@ -119,9 +127,10 @@ func (a *Agent) reportAll(ctx context.Context, client *report.Client) {
 	if a.store != nil && !a.conf.Node.Has(nodeconf.RoleEtcd) {
 		a.askEtcdClocks(ctx, roster)
 	}
+	return some.Load()
 }
 
-func (a *Agent) reportTo(ctx context.Context, client *report.Client, to nodeconf.Master, m report.Message) {
+func (a *Agent) reportTo(ctx context.Context, client *report.Client, to nodeconf.Master, m report.Message) (answered bool) {
 	answer, ahead, err := client.Send(ctx, to, m)
 	if err != nil {
 		var clock *peer.Clock
@@ -134,13 +143,14 @@ func (a *Agent) reportTo(ctx context.Context, client *report.Client, to nodeconf
 		}
 		a.seen.noteClock(to.Name, byReport, clock)
 		a.seen.noteRefusal(to.Name, refusal)
-		return
+		return false
 	}
 	a.seen.noteClock(to.Name, byReport, &peer.Clock{Name: to.Name, Ahead: ahead})
 	a.seen.noteRefusal(to.Name, "")
 	if answer.Roster != nil {
 		a.rosters.take(*answer.Roster, to.Name)
 	}
+	return true
 }
 
 // askEtcdClocks compares a master's clock with those of etcd's members, by the
@@ -215,6 +225,7 @@ func (a *Agent) hearReports(ctx context.Context, pkiDir, socket string) error {
 		return err
 	}
 	go a.answerLocally(ctx, socket)
+	go a.deliverRosters(ctx)
 	return server.Run(ctx)
 }
 

@@ -58,6 +58,10 @@ type apiNode struct {
 	Metadata metadata `json:"metadata"`
 	Status   struct {
 		Conditions []condition `json:"conditions"`
+		Addresses  []struct {
+			Type    string `json:"type"`
+			Address string `json:"address"`
+		} `json:"addresses"`
 	} `json:"status"`
 }
 

@@ -283,3 +283,34 @@ func (n *Node) Ready(ctx context.Context) (bool, string) {
 	}
 	return false, "the kubelet has not reported yet"
 }
+
+// UnreadyNodes are the addresses of the Nodes that are not Ready, by name, for a
+// master that has joined.
+func UnreadyNodes(ctx context.Context) (map[string][]string, error) {
+	conf, err := kubeapi.ReadKubeconfig(adminConf)
+	if err != nil {
+		return nil, err
+	}
+	conf.Timeout = probeTimeout
+	c, err := kubeapi.New(conf)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	var list struct{ Items []apiNode }
+	if err := c.Get(ctx, "/api/v1/nodes", url.Values{"resourceVersion": {"0"}}, &list); err != nil {
+		return nil, err
+	}
+	all := map[string][]string{}
+	for _, n := range list.Items {
+		if n.ready() {
+			continue
+		}
+		for _, a := range n.Status.Addresses {
+			if a.Type == "InternalIP" {
+				all[n.Metadata.Name] = append(all[n.Metadata.Name], a.Address)
+			}
+		}
+	}
+	return all, nil
+}

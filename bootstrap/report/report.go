@@ -28,7 +28,8 @@
 // cluster file only, in bounded length and without control characters. What
 // decides is not taken from it: not the sender's clock, and not its roster. The
 // roster that travels beside it, and back with the answer, is the operator's
-// word: who gets one verifies the signature, and only a higher one counts.
+// word: who gets one verifies the signature, and only a higher one counts. A
+// worker that no master of its roster answers is brought a newer one: see Deliver.
 package report
 
 import (
