@@ -176,7 +176,7 @@ func (a *Agent) whyNot() string {
 	if why := wrong(a.conf, a.name, m, a.image, owner); why != "" || owner != nil {
 		return why
 	}
-	if err := own(Owner{a.conf.Cluster.UID, a.name, m.id}); err != nil {
+	if err := own(ownerOf(a.conf, a.name, m)); err != nil {
 		return fmt.Sprintf("writing whose disk this is: %v", err)
 	}
 	return ""

@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,6 +22,18 @@ type Owner struct {
 	ClusterUID string `json:"clusterUID"`
 	Node       string `json:"node"`
 	Machine    string `json:"machine"` // hash of the machine's identity
+	// Address of a master or etcd member. Certificates, static pods and etcd's other
+	// members have it: a disk on which it was another is not used on.
+	Address string `json:"address,omitempty"`
+}
+
+// ownerOf is who a fresh disk belongs to.
+func ownerOf(c nodeconf.Config, name string, m machine) Owner {
+	o := Owner{ClusterUID: c.Cluster.UID, Node: name, Machine: m.id}
+	if (c.Node.Has(nodeconf.RoleMaster) || c.Node.Has(nodeconf.RoleEtcd)) && len(c.Node.Addresses) > 0 {
+		o.Address = c.Node.Addresses[0]
+	}
+	return o
 }
 
 const ownerFile = Data + "/state/agent/owner.json"
@@ -81,6 +94,8 @@ func wrong(c nodeconf.Config, name string, m machine, image Manifest, owner *Own
 		return fmt.Sprintf("this disk holds the state of %s, and the config is that of %s: image the machine again", owner.Node, name)
 	case owner.Machine != m.id:
 		return "this disk holds the state of another machine (it was cloned or moved): image the machine again"
+	case owner.Address != "" && owner.Address != ownerOf(c, name, m).Address:
+		return fmt.Sprintf("this disk holds the state of %s at %s, and the config says %s: image the machine again, and it comes back by itself", name, owner.Address, cmp.Or(ownerOf(c, name, m).Address, "that it has no address of its own"))
 	}
 	return ""
 }

@@ -12,7 +12,7 @@ import (
 // of its config, and says what else is the matter.
 func TestWrong(t *testing.T) {
 	conf := func(m nodeconf.Match) nodeconf.Config {
-		return nodeconf.Config{Cluster: nodeconf.Cluster{UID: "c1"}, Node: nodeconf.Node{Name: "a", Match: m},
+		return nodeconf.Config{Cluster: nodeconf.Cluster{UID: "c1"}, Node: nodeconf.Node{Name: "a", Roles: []string{"etcd"}, Addresses: []string{"10.0.0.1"}, Match: m},
 			Image: nodeconf.Image{OS: "debian-13", Kubernetes: "v1.37.2", Runtime: "containerd", Plugin: "flannel"}}
 	}
 	right := machine{uuid: "4c4c4544-0042", serial: "7x1", macs: []string{"00:00:00:00:00:00", "52:54:00:17:08:01"}, id: "m1"}
@@ -30,16 +30,18 @@ func TestWrong(t *testing.T) {
 		want  string
 	}{
 		{"nothing to compare", nodeconf.Match{}, image, nil, ""},
-		{"all as told", nodeconf.Match{MAC: "52:54:00:17:08:01", Serial: "7X1", UUID: "4C4C4544-0042"}, image, &Owner{"c1", "a", "m1"}, ""},
+		{"all as told", nodeconf.Match{MAC: "52:54:00:17:08:01", Serial: "7X1", UUID: "4C4C4544-0042"}, image, &Owner{"c1", "a", "m1", "10.0.0.1"}, ""},
 		{"another card", nodeconf.Match{MAC: "52:54:00:17:08:02"}, image, nil, "whose card is 52:54:00:17:08:02"},
 		{"another serial", nodeconf.Match{Serial: "8"}, image, nil, "correct match.serial"},
 		{"another UUID", nodeconf.Match{UUID: "5"}, image, nil, "correct match.uuid"},
 		{"another Kubernetes", nodeconf.Match{}, with(func(m *Manifest) { m.Kubernetes = "v1.36.5" }), nil, "wants the Kubernetes v1.37.2, and this image (0123456789ab) has v1.36.5: bake"},
 		{"another plugin", nodeconf.Match{}, with(func(m *Manifest) { m.Network = "none" }), nil, "network plugin flannel"},
 		{"another system", nodeconf.Match{}, with(func(m *Manifest) { m.OS = "debian-12" }), nil, "operating system debian-13"},
-		{"another cluster's disk", nodeconf.Match{}, image, &Owner{"c2", "a", "m1"}, "another cluster (c2, not c1)"},
-		{"another node's disk", nodeconf.Match{}, image, &Owner{"c1", "b", "m1"}, "the state of b"},
-		{"a cloned disk", nodeconf.Match{}, image, &Owner{"c1", "a", "m2"}, "cloned or moved"},
+		{"another cluster's disk", nodeconf.Match{}, image, &Owner{"c2", "a", "m1", ""}, "another cluster (c2, not c1)"},
+		{"another node's disk", nodeconf.Match{}, image, &Owner{"c1", "b", "m1", ""}, "the state of b"},
+		{"a disk of before addresses were kept", nodeconf.Match{}, image, &Owner{"c1", "a", "m1", ""}, ""},
+		{"another address", nodeconf.Match{}, image, &Owner{"c1", "a", "m1", "10.0.0.9"}, "the state of a at 10.0.0.9, and the config says 10.0.0.1: image the machine again"},
+		{"a cloned disk", nodeconf.Match{}, image, &Owner{"c1", "a", "m2", ""}, "cloned or moved"},
 	} {
 		got := wrong(conf(test.match), "a", right, test.image, test.owner)
 		if test.want == "" && got != "" || !strings.Contains(got, test.want) {
