@@ -237,6 +237,8 @@ func (c *cluster) takeTurns(ctx context.Context) {
 		for i, n := range c.nodes {
 			nice := 6
 			switch phase := phaseOf(n.Machine); {
+			case !n.kubelet():
+				nice = 0 // etcd alone takes little, and all wait for it
 			case n.has("master") && (phase == "init" || phase == "join" || phase == "joined"):
 				nice = 0
 			case phase == "" || phase == "machine" || phase == "etcd":

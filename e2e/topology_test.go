@@ -16,10 +16,10 @@ import (
 func TestTopology3(t *testing.T) { topology(t, "3", 3, "make e2e", 45*time.Minute) }
 
 // TestTopology6: two masters that are workers, a worker, three etcd members.
-func TestTopology6(t *testing.T) { topology(t, "6", 6, "make e2e-all", 60*time.Minute) }
+func TestTopology6(t *testing.T) { topology(t, "6", 6, "make e2e-all", 75*time.Minute) }
 
 // TestTopology8: two masters, three workers, three etcd members.
-func TestTopology8(t *testing.T) { topology(t, "8", 8, "make e2e-all", 60*time.Minute) }
+func TestTopology8(t *testing.T) { topology(t, "8", 8, "make e2e-all", 90*time.Minute) }
 
 func topology(t *testing.T, name string, machines int, target string, limit time.Duration) {
 	enough(t, machines, target)
