@@ -24,7 +24,7 @@ func TestImportsPointOneWay(t *testing.T) {
 		"images":           {"cmd/", "bootstrap", "ignition"},
 		"bootstrap":        {"cmd/", "images", "ignition"},
 		"ignition":         {"cmd/", "images"},
-		"cmd/kimage-agent": {"images", "ignition", "pkg/oci", "pkg/gobuild", "pkg/qcow2", "pkg/squashfs", "pkg/debs", "pkg/qemu"},
+		"cmd/kimage-agent": {"images", "ignition", "pkg/oci", "pkg/gobuild", "pkg/qcow2", "pkg/squashfs", "pkg/debs", "pkg/qemu", "pkg/lan", "pkg/local"},
 	}
 	seen := 0
 	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"embed"
 	"encoding/json"
 	"errors"
@@ -46,26 +47,8 @@ second build of an image takes seconds.`,
 			if !quiet {
 				c.Report = progress.New(os.Stderr, images.Stages)
 			}
-			var err error
-			if c.Cache, err = cache.Open(cacheDir, c.Report.Logf); err != nil {
-				return err
-			}
-			if c.Agent == "" {
-				scratch, err := c.Cache.Scratch()
-				if err != nil {
-					return err
-				}
-				defer scratch.Remove()
-				if c.Agent, err = embeddedAgent(scratch, c.Arch); err != nil {
-					return err
-				}
-			}
 			c.Checksums = asJSON
-			b, err := images.New(c)
-			if err != nil {
-				return err
-			}
-			result, err := b.Build(cmd.Context())
+			result, err := bake(cmd.Context(), c, cacheDir)
 			if err != nil {
 				return err
 			}
@@ -100,6 +83,29 @@ second build of an image takes seconds.`,
 	f.BoolVar(&asJSON, "json", false, "print one JSON object that describes the result, with checksums (some seconds more)")
 	f.BoolVar(&quiet, "quiet", false, "print nothing but errors")
 	return cmd
+}
+
+// bake builds an image with the agent inside kimage, unless c names another.
+func bake(ctx context.Context, c images.Config, cacheDir string) (*images.Result, error) {
+	var err error
+	if c.Cache, err = cache.Open(cacheDir, c.Report.Logf); err != nil {
+		return nil, err
+	}
+	if c.Agent == "" {
+		scratch, err := c.Cache.Scratch()
+		if err != nil {
+			return nil, err
+		}
+		defer scratch.Remove()
+		if c.Agent, err = embeddedAgent(scratch, c.Arch); err != nil {
+			return nil, err
+		}
+	}
+	b, err := images.New(c)
+	if err != nil {
+		return nil, err
+	}
+	return b.Build(ctx)
 }
 
 // embeddedAgent writes the agent that kimage carries to scratch; empty: this

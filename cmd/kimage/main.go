@@ -62,13 +62,14 @@ no virtual machine, no container engine, no root.
 
   kimage build --os debian-13     one image, ready for kubeadm init without a network
   kimage cluster new              a cluster file to begin with
-  kimage config                   what each of its machines is told at first boot`,
+  kimage config                   what each of its machines is told at first boot
+  kimage up                       a cluster on this computer`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newBuild(), newInspect(), newCluster(), newConfig(), newSecrets(), newList(), newDoctor(), newCache(), newVersion())
+	root.AddCommand(newBuild(), newInspect(), newCluster(), newConfig(), newSecrets(), newUp(), newDown(), newStatus(), newKubeconfig(), newSSH(), newConsole(), newLogs(), newReplace(), newSupervise(), newList(), newDoctor(), newCache(), newVersion())
 	return root
 }

@@ -250,6 +250,25 @@ func (s *Store) Encrypt() (int, error) {
 
 // Kubeconfig is the operator's: a context per master, and one for the endpoint.
 func (s *Store) Kubeconfig() ([]byte, error) {
+	var servers []server
+	if e := s.file.Cluster.Spec.API.Endpoint; e != "" {
+		servers = append(servers, server{s.Public.Name, e})
+	}
+	for _, m := range s.Roster.Masters {
+		servers = append(servers, server{s.Public.Name + "-" + m.Name, net.JoinHostPort(m.Address, apiPort)})
+	}
+	return s.kubeconfig(servers)
+}
+
+// KubeconfigAt is the operator's where the API is reached at HOST:PORT alone.
+func (s *Store) KubeconfigAt(hostPort string) ([]byte, error) {
+	return s.kubeconfig([]server{{s.Public.Name, hostPort}})
+}
+
+// server is a way to the API, and the context by which it is chosen.
+type server struct{ context, hostPort string }
+
+func (s *Store) kubeconfig(servers []server) ([]byte, error) {
 	type named struct {
 		Name    string         `json:"name"`
 		Cluster map[string]any `json:"cluster,omitempty"`
@@ -265,18 +284,11 @@ func (s *Store) Kubeconfig() ([]byte, error) {
 		Users          []named        `json:"users"`
 		Preferences    map[string]any `json:"preferences"`
 	}{APIVersion: "v1", Kind: "Config", Preferences: map[string]any{}}
-	name, p := s.Public.Name, s.Pair(admin)
-	user := name + "-operator"
+	p, user := s.Pair(admin), s.Public.Name+"-operator"
 	config.Users = []named{{Name: user, User: map[string]any{"client-certificate-data": p.Cert, "client-key-data": p.Key}}}
-	add := func(context, hostPort string) {
-		config.Clusters = append(config.Clusters, named{Name: context, Cluster: map[string]any{"server": "https://" + hostPort, "certificate-authority-data": s.secrets[nodeconf.ClusterCA+".crt"]}})
-		config.Contexts = append(config.Contexts, named{Name: context, Context: map[string]any{"cluster": context, "user": user}})
-	}
-	if e := s.file.Cluster.Spec.API.Endpoint; e != "" {
-		add(name, e)
-	}
-	for _, m := range s.Roster.Masters {
-		add(name+"-"+m.Name, net.JoinHostPort(m.Address, apiPort))
+	for _, x := range servers {
+		config.Clusters = append(config.Clusters, named{Name: x.context, Cluster: map[string]any{"server": "https://" + x.hostPort, "certificate-authority-data": s.secrets[nodeconf.ClusterCA+".crt"]}})
+		config.Contexts = append(config.Contexts, named{Name: x.context, Context: map[string]any{"cluster": x.context, "user": user}})
 	}
 	config.CurrentContext = config.Contexts[0].Name
 	data, err := json.MarshalIndent(config, "", "  ")

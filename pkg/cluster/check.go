@@ -424,6 +424,12 @@ func (c *checker) label(path, key, value string) {
 }
 
 func (c *checker) machineNetwork(t Target, at func(string) string) {
+	if t.Machine.QEMU.CPUs < 0 {
+		c.bad(at("qemu.cpus"), "give a number of processors")
+	}
+	if m := t.Machine.QEMU.MemoryMiB; m < 0 || m > 0 && m < 512 {
+		c.bad(at("qemu.memoryMiB"), "give 512 or more")
+	}
 	n := t.Machine.Network
 	for i, g := range n.Gateway {
 		path := at("network.gateway")

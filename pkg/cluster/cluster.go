@@ -160,7 +160,7 @@ type Machine struct {
 	CloudInit  string              `yaml:"cloudInit" doc:"file, relative to the cluster file, merged last (cloud-init systems)"`
 	Override   []string            `yaml:"override" doc:"files, units and keys of kimage's that the snippet may replace"`
 	Disks      Reserved            `yaml:"disks" doc:"installation to a disk"`
-	QEMU       Reserved            `yaml:"qemu" doc:"sizes of virtual machines"`
+	QEMU       QEMU                `yaml:"qemu" doc:"size of the virtual machine that kimage up makes"`
 	GCE        Reserved            `yaml:"gce" doc:"sizes of GCE machines"`
 }
 
@@ -190,6 +190,12 @@ type Proxy struct {
 // Registry says where a registry's images are looked for first.
 type Registry struct {
 	Mirrors []string `yaml:"mirrors" doc:"URLs, tried in order before the registry itself"`
+}
+
+// QEMU is the size of a local virtual machine; 0: what its roles need.
+type QEMU struct {
+	CPUs      int `yaml:"cpus" doc:"processors"`
+	MemoryMiB int `yaml:"memoryMiB" doc:"memory in MiB"`
 }
 
 // SSH says who may log in.

@@ -111,7 +111,7 @@ func TestProblems(t *testing.T) {
 		{"another containerd", "os: debian-13", "os: debian-13\n  versions: {containerd: 2.0.0}", "the catalogue of this kimage has containerd v2.4.2"},
 		{"unknown component", "os: debian-13", "os: debian-13\n  versions: {contanerd: 2.0.0}", "did you mean containerd?"},
 		{"reserved", "os: debian-13", "os: debian-13\n  addons: [dashboard]", "line 7: spec.addons: this field is reserved: no part of this kimage implements it yet"},
-		{"reserved below", "os: debian-13", "os: debian-13\n  machine: {qemu: {cpus: 2}}", "spec.machine.qemu: this field is reserved"},
+		{"reserved below", "os: debian-13", "os: debian-13\n  machine: {gce: {zone: x}}", "spec.machine.gce: this field is reserved"},
 		{"two platforms", "os: debian-13", "os: debian-13\n  platform: {aws: {}, gce: {}}", "names gce and aws: choose one"},
 		{"kubeadm", "os: debian-13", "os: debian-13\n  kubeadm: {etcd: {}}", "kimage sets this: list machines with the role etcd"},
 		{"kubeadm below", "os: debian-13", "os: debian-13\n  kubeadm: {apiServer: {certSANs: [a]}}", "spec.kubeadm.apiServer.certSANs: kimage sets this: use spec.api.certSANs"},

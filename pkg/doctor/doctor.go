@@ -63,6 +63,11 @@ var (
 	Seed = []Need{
 		{Program: "xorriso", Package: "xorriso", Why: "writes NoCloud volumes"},
 	}
+	Run = []Need{
+		{Program: "qemu-system-x86_64", Package: "qemu-system-x86", Why: "runs a cluster on this computer (kimage up)"},
+		{Program: "qemu-img", Package: "qemu-utils", Why: "makes its disks"},
+		{Program: "ssh", Package: "openssh-client", Why: "logs in to its machines (kimage ssh)"},
+	}
 	Boot = []Need{
 		{Program: "qemu-system-x86_64", Package: "qemu-system-x86", Why: "boots an image on this machine"},
 		{Program: "qemu-img", Package: "qemu-utils", Why: "makes its disks"},

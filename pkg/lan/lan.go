@@ -4,8 +4,8 @@
 // A port is a Unix socket to which QEMU's -netdev stream connects. Each frame
 // on it is preceded by its length, four bytes, the highest first. The switch
 // learns which address is behind which port, as switches do; a frame for a
-// machine that does not keep up is dropped. It gives no addresses (DHCP) and
-// leads nowhere.
+// machine that does not keep up is dropped. It gives no addresses unless it is
+// told to (Serve), and leads nowhere.
 package lan
 
 import (
@@ -33,6 +33,7 @@ type Switch struct {
 	// ports by name; learned are those behind which an address was last seen.
 	ports   map[string]*port
 	learned map[[6]byte]*port
+	dhcp    *DHCP // nil: nobody answers
 	closed  bool
 	running sync.WaitGroup
 }
@@ -158,6 +159,8 @@ func readFrame(r io.Reader) ([]byte, error) {
 	return frame, err
 }
 
+var broadcast = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+
 // forward queues a frame at the port of its destination, or at all others.
 func (s *Switch) forward(from *port, frame []byte) {
 	destination, source := [6]byte(frame[:6]), [6]byte(frame[6:12])
@@ -169,6 +172,12 @@ func (s *Switch) forward(from *port, frame []byte) {
 	const group = 1 // the bit of broadcast and multicast addresses
 	if source[0]&group == 0 {
 		s.learned[source] = from
+	}
+	if s.dhcp != nil && (destination == broadcast || destination == serverMAC) {
+		if answer := s.dhcp.answer(frame); answer != nil {
+			from.offer(answer)
+			return
+		}
 	}
 	if to := s.learned[destination]; to != nil && destination[0]&group == 0 {
 		if to != from {

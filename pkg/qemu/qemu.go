@@ -58,9 +58,13 @@ type Config struct {
 	CPUs      int
 	MemoryMiB int    // 0: 1024
 	UUID      string // of the machine, in SMBIOS; empty: none
+	Serial    string // serial number in SMBIOS; empty: none
 	LAN       string // a switch's socket for a second card; empty: no such card
 	LANMAC    string // of the second card
 	Accel     string // kvm or tcg; empty: tcg, which works everywhere
+	Cache     string // qemu's cache mode of the disk; empty: unsafe, which this computer's power cut does not survive
+	Sockets   string // directory for the machine's sockets, whose paths must be short; empty: Dir
+	Forward   []int  // TCP ports of the machine's first card that this computer's loopback shall lead to, besides SSH's
 	Isolated  bool   // no way out: only the forwarded SSH port is reachable
 	Capture   string // file for all that the first card sends and receives, in pcap format; empty: none
 	// Kernel boots the machine instead of its disk, with Initrd and the command
@@ -76,14 +80,18 @@ type Machine struct {
 	exited  chan struct{}
 	exitErr error
 	SSHPort int
+	Ports   map[int]int // Forward's, to those of this computer
 }
+
+// Open is a machine that New made before.
+func Open(c Config) *Machine { return &Machine{c: c} }
 
 // New makes the machine's disk; Start boots it.
 func New(ctx context.Context, c Config) (*Machine, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	m := &Machine{c: c}
+	m := Open(c)
 	image, err := filepath.Abs(c.Image)
 	if err != nil {
 		return nil, err
@@ -116,6 +124,17 @@ func (m *Machine) Console() string {
 	return string(data)
 }
 
+// ConsoleSocket leads to the machine's serial port, both ways. What is written
+// there is in Console as well.
+func (m *Machine) ConsoleSocket() string { return m.socket("console") }
+
+func (m *Machine) socket(name string) string {
+	if m.c.Sockets == "" {
+		return filepath.Join(m.c.Dir, name)
+	}
+	return filepath.Join(m.c.Sockets, filepath.Base(m.c.Dir)+"."+name)
+}
+
 func (m *Machine) consoleFile() string { return filepath.Join(m.c.Dir, "console.log") }
 
 // Start powers the machine on.
@@ -126,6 +145,12 @@ func (m *Machine) Start(context.Context) error {
 	}
 	if m.SSHPort, err = freePort(); err != nil {
 		return err
+	}
+	m.Ports = map[int]int{}
+	for _, p := range m.c.Forward {
+		if m.Ports[p], err = freePort(); err != nil {
+			return err
+		}
 	}
 	log, err := os.OpenFile(filepath.Join(m.c.Dir, "qemu.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -153,14 +178,18 @@ func (m *Machine) argv() []string {
 	}
 	restrict := ""
 	if m.c.Isolated {
-		restrict = "restrict=on,"
+		restrict = ",restrict=on"
+	}
+	forward := fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:22", m.SSHPort)
+	for _, p := range m.c.Forward {
+		forward += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", m.Ports[p], p)
 	}
 	argv := []string{
 		"-name", filepath.Base(m.c.Dir), "-machine", "q35", "-accel", accel, "-cpu", "max", "-smp", strconv.Itoa(max(1, m.c.CPUs)), "-m", strconv.Itoa(cmp.Or(m.c.MemoryMiB, 1024)),
 		"-nodefaults", "-display", "none", "-vga", "std",
-		"-chardev", "file,id=console,append=on,path=" + m.consoleFile(), "-serial", "chardev:console",
-		"-drive", "file=" + m.Disk() + ",if=virtio,format=qcow2,cache=unsafe,discard=unmap",
-		"-netdev", fmt.Sprintf("user,id=net,ipv6=off,%shostfwd=tcp:127.0.0.1:%d-:22", restrict, m.SSHPort), "-device", "virtio-net-pci,netdev=net,bus=pcie.0,addr=0x10,mac=" + MAC,
+		"-chardev", "socket,id=console,server=on,wait=off,path=" + m.ConsoleSocket() + ",logfile=" + m.consoleFile() + ",logappend=on", "-serial", "chardev:console",
+		"-drive", "file=" + m.Disk() + ",if=virtio,format=qcow2,discard=unmap,cache=" + cmp.Or(m.c.Cache, "unsafe"),
+		"-netdev", "user,id=net,ipv6=off" + restrict + forward, "-device", "virtio-net-pci,netdev=net,bus=pcie.0,addr=0x10,mac=" + MAC,
 		"-device", "virtio-rng-pci",
 		"-qmp", "unix:" + m.monitorFile() + ",server=on,wait=off",
 	}
@@ -172,6 +201,9 @@ func (m *Machine) argv() []string {
 	}
 	if m.c.UUID != "" {
 		argv = append(argv, "-uuid", m.c.UUID)
+	}
+	if m.c.Serial != "" {
+		argv = append(argv, "-smbios", "type=1,serial="+strings.ReplaceAll(m.c.Serial, ",", ",,"))
 	}
 	if m.c.Seed != "" {
 		argv = append(argv, "-drive", "file="+m.c.Seed+",if=virtio,format=raw,readonly=on")
@@ -207,6 +239,9 @@ func (m *Machine) Wait(ctx context.Context) error {
 		return ctx.Err()
 	}
 }
+
+// Started says whether a machine was ever switched on.
+func (m *Machine) Started() bool { return m.exited != nil }
 
 // Off says whether a machine that was started is off.
 func (m *Machine) Off() bool {

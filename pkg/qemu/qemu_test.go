@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"testing"
@@ -17,16 +18,19 @@ func TestArgv(t *testing.T) {
 		{"small", Config{MemoryMiB: 512}, []string{"-m 512"}, nil},
 		{"second card", Config{LAN: "/vm/lan/a", LANMAC: "52:54:00:17:08:01"}, []string{"addr.path=/vm/lan/a", "netdev=lan,bus=pcie.0,addr=0x11,mac=52:54:00:17:08:01", "addr=0x10,mac=" + MAC}, nil},
 		{"UUID", Config{UUID: "5"}, []string{"-uuid 5"}, nil},
+		{"serial number", Config{Serial: "7,X"}, []string{"-smbios type=1,serial=7,,X"}, nil},
 		{"KVM", Config{Accel: "kvm"}, []string{"-accel kvm"}, []string{"tcg"}},
 		{"UEFI", Config{Firmware: UEFI}, []string{"if=pflash,format=raw,readonly=on,file=" + ovmfCode, "if=pflash,format=raw,file=/vm/node/vars.fd"}, nil},
 		{"no way out", Config{Isolated: true}, []string{"restrict=on,hostfwd="}, nil},
+		{"forwarded", Config{Forward: []int{6443}}, []string{"hostfwd=tcp:127.0.0.1:3333-:6443"}, nil},
+		{"written through", Config{Cache: "writeback", Sockets: "/s"}, []string{"path=/s/node.console,", "unix:/s/node.qmp,"}, []string{"unsafe"}},
 		{"seed", Config{Seed: "/vm/seed"}, []string{"file=/vm/seed,if=virtio,format=raw,readonly=on"}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.config.Dir = "/vm/node"
-			m := &Machine{c: c.config, SSHPort: 2222}
+			m := &Machine{c: c.config, SSHPort: 2222, Ports: map[int]int{6443: 3333}}
 			got := strings.Join(m.argv(), " ")
-			for _, w := range append(c.want, "-name node", "file=/vm/node/disk.qcow2", "path=/vm/node/console.log") {
+			for _, w := range append(c.want, "-name node", "file=/vm/node/disk.qcow2", "logfile=/vm/node/console.log", "cache="+cmp.Or(c.config.Cache, "unsafe")) {
 				if !strings.Contains(got, w) {
 					t.Errorf("no %q in %s", w, got)
 				}

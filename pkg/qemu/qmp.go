@@ -19,7 +19,7 @@ import (
 
 // monitorFile is the socket on which qemu takes commands
 // (https://www.qemu.org/docs/master/interop/qmp-spec.html).
-func (m *Machine) monitorFile() string { return filepath.Join(m.c.Dir, "qmp") }
+func (m *Machine) monitorFile() string { return m.socket("qmp") }
 
 // Pause stops the machine's processors and its clock, until Resume: the machine
 // does not notice.

@@ -39,6 +39,15 @@ func NewKey() (Key, error) {
 	return Key{signer, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey()))), pem.EncodeToMemory(block)}, nil
 }
 
+// ParseKey reads a key pair from the private key's PEM.
+func ParseKey(data []byte) (Key, error) {
+	signer, err := ssh.ParsePrivateKey(data)
+	if err != nil {
+		return Key{}, err
+	}
+	return Key{signer, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey()))), data}, nil
+}
+
 // Result is what a command in a machine did.
 type Result struct {
 	Stdout, Stderr string
@@ -86,6 +95,8 @@ func (m *Machine) dial(ctx context.Context, user string, k Key) (*ssh.Client, er
 		conn.Close()
 		return nil, err
 	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
 	c, chans, reqs, err := ssh.NewClientConn(conn, address, &ssh.ClientConfig{User: user, Auth: []ssh.AuthMethod{ssh.PublicKeys(k.signer)},
 		HostKeyCallback: ssh.InsecureIgnoreHostKey()}) // its keys are made at first boot, and the port is local
 	if err != nil {

@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kimage-project/kimage/ignition"
+	"github.com/kimage-project/kimage/ignition/state"
+	"github.com/kimage-project/kimage/images"
+	"github.com/kimage-project/kimage/pkg/atomicfile"
+	"github.com/kimage-project/kimage/pkg/cluster"
+	"github.com/kimage-project/kimage/pkg/doctor"
+	"github.com/kimage-project/kimage/pkg/local"
+	"github.com/kimage-project/kimage/pkg/nearest"
+	"github.com/kimage-project/kimage/pkg/progress"
+	"github.com/kimage-project/kimage/pkg/qemu"
+)
+
+// localCluster is a cluster file whose machines run on this computer. All of it but
+// the secrets lies in one directory beside the file:
+//
+//	NAME.local/machines.json ...   see package local
+//	NAME.local/images/             what the machines boot
+//	NAME.local/config/             what they are told at first boot
+//	NAME.local/key                 by which kimage logs in; kubeconfig: the operator's
+type localCluster struct {
+	local.Set
+	file *cluster.File
+	user string // the account that first boot makes
+}
+
+func localOf(f *cluster.File) (*localCluster, error) {
+	dir, err := filepath.Abs(f.Stem() + ".local")
+	if err != nil {
+		return nil, err
+	}
+	o, err := images.FindOS(f.OS.Name)
+	if err != nil {
+		return nil, err
+	}
+	return &localCluster{Set: local.Set{Dir: dir}, file: f, user: o.User}, nil
+}
+
+// openLocal is the cluster of -f, which has local machines.
+func openLocal(cmd *cobra.Command, file string) (*localCluster, error) {
+	f, err := readCluster(cmd, file)
+	if err != nil {
+		return nil, err
+	}
+	l, err := localOf(f)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := l.Spec(); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s has no machines on this computer: kimage up -f %s", file, file)
+	} else if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// machine is a local machine that is on.
+func (l *localCluster) machine(ctx context.Context, name string) (local.MachineStatus, error) {
+	st, err := l.Status(ctx)
+	if errors.Is(err, local.ErrNotRunning) {
+		return local.MachineStatus{}, fmt.Errorf("%w: kimage up -f %s", err, l.file.Path)
+	}
+	if err != nil {
+		return local.MachineStatus{}, err
+	}
+	var names []string
+	for _, m := range st.Machines {
+		if m.Name == name {
+			if !m.On {
+				return m, fmt.Errorf("%s is off: kimage replace %s boots it fresh", name, name)
+			}
+			return m, nil
+		}
+		names = append(names, m.Name)
+	}
+	return local.MachineStatus{}, nearest.Unknown("machine", name, names)
+}
+
+func (l *localCluster) in(name ...string) string {
+	return filepath.Join(append([]string{l.Dir}, name...)...)
+}
+
+// key is by which kimage logs in, made at the first use.
+func (l *localCluster) key() (qemu.Key, error) {
+	data, err := os.ReadFile(l.in("key"))
+	if err == nil {
+		return qemu.ParseKey(data)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return qemu.Key{}, err
+	}
+	key, err := qemu.NewKey()
+	if err != nil {
+		return key, err
+	}
+	return key, atomicfile.Write(l.in("key"), key.PEM, 0o600)
+}
+
+// needs are the programs that local machines take.
+func (l *localCluster) needs() error {
+	groups := [][]doctor.Need{doctor.Run}
+	if l.file.OS.FirstBoot == "cloud-init" {
+		groups = append(groups, doctor.Seed)
+	}
+	return doctor.Check(groups...)
+}
+
+// bake makes the image of the cluster file, and returns its path. An image has its
+// own name: machines that were made from another one go on with theirs.
+func (l *localCluster) bake(ctx context.Context) (string, error) {
+	spec := l.file.Cluster.Spec
+	c := images.Config{OS: l.file.OS.Name, Kubernetes: spec.Kubernetes, Runtime: spec.Runtime, Network: spec.Network.Plugin, Arch: "amd64", Formats: []string{"raw"},
+		Base: "auto", Components: "auto", Images: "all", Name: "new", Output: l.in("images"), Report: progress.New(os.Stderr, images.Stages)}
+	result, err := bake(ctx, c, "")
+	if err != nil {
+		return "", err
+	}
+	image := l.in("images", result.ImageID+".raw")
+	if _, err := os.Stat(image); err == nil {
+		return image, os.Remove(result.Artifacts[0].Path)
+	}
+	return image, os.Rename(result.Artifacts[0].Path, image)
+}
+
+// configure writes what the machines are told, and names it in the spec. The file's
+// machines let kimage's own key in besides those that the file names.
+func (l *localCluster) configure(cmd *cobra.Command, identity string, spec *local.Spec) (*state.Store, error) {
+	key, err := l.key()
+	if err != nil {
+		return nil, err
+	}
+	for _, targets := range [][]cluster.Target{l.file.Nodes, l.file.Pools} {
+		for i := range targets {
+			ssh := &targets[i].Machine.SSH
+			ssh.AuthorizedKeys = append(ssh.AuthorizedKeys[:len(ssh.AuthorizedKeys):len(ssh.AuthorizedKeys)], key.Public)
+		}
+	}
+	s, err := state.Open(openState(cmd, l.file, identity))
+	if err != nil {
+		return nil, err
+	}
+	if err := l.writeConfig(cmd.Context(), s); err != nil {
+		s.Close()
+		return nil, err
+	}
+	for i := range spec.Machines {
+		m := &spec.Machines[i]
+		dir := l.in("config", "nodes", m.Name)
+		if m.Pool != "" {
+			dir = l.in("config", "pools", m.Pool)
+		}
+		if l.file.OS.FirstBoot == "cloud-init" {
+			m.Seed = filepath.Join(dir, ignition.SeedFile)
+		} else {
+			m.FwCfg = map[string]string{"opt/com.coreos/config": filepath.Join(dir, ignition.ConfigFile)}
+		}
+	}
+	return s, nil
+}
+
+func (l *localCluster) writeConfig(ctx context.Context, s *state.Store) error {
+	if err := s.Ensure(); err != nil {
+		return err
+	}
+	g, err := generator(l.file, s, "qemu")
+	if err != nil {
+		return err
+	}
+	machines, err := g.All()
+	if err != nil {
+		return err
+	}
+	if err := s.Save(); err != nil {
+		return err
+	}
+	return g.Write(ctx, l.in("config"), machines, l.file.OS.FirstBoot == "cloud-init")
+}
+
+// accelerator is kvm where guests run with it.
+func accelerator(cmd *cobra.Command) (string, error) {
+	err := qemu.KVM(cmd.Context())
+	switch {
+	case err == nil:
+		return "kvm", nil
+	case cmd.Context().Err() != nil:
+		return "", err
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "KVM cannot be used (%v): the machines' processors are emulated, ten times as slow\n", err)
+	return "tcg", nil
+}
+
+// prepare makes everything that machines boot from. image names a baked image; empty:
+// it is baked. now are the machines that run; nil: there are none yet.
+func (l *localCluster) prepare(cmd *cobra.Command, identity, image string, now *local.Spec) (spec local.Spec, s *state.Store, err error) {
+	if err := l.needs(); err != nil {
+		return spec, nil, err
+	}
+	accel := ""
+	if now != nil {
+		accel = now.Accel
+	} else if accel, err = accelerator(cmd); err != nil {
+		return spec, nil, err
+	}
+	if spec, err = local.Plan(l.file, accel); err != nil {
+		return spec, nil, err
+	}
+	if err := os.MkdirAll(l.Dir, 0o700); err != nil {
+		return spec, nil, err
+	}
+	const imageMiB = 1024
+	if now == nil {
+		err = spec.Fits(l.Dir, imageMiB)
+	}
+	if err != nil {
+		return spec, nil, err
+	}
+	if image == "" {
+		if image, err = l.bake(cmd.Context()); err != nil {
+			return spec, nil, err
+		}
+	} else if image, err = filepath.Abs(image); err != nil {
+		return spec, nil, err
+	} else if _, err := os.Stat(image); err != nil {
+		return spec, nil, err
+	}
+	for i := range spec.Machines {
+		spec.Machines[i].Image, spec.Machines[i].Format = image, "raw"
+		if strings.HasSuffix(image, ".qcow2") {
+			spec.Machines[i].Format = "qcow2"
+		}
+	}
+	s, err = l.configure(cmd, identity, &spec)
+	return spec, s, err
+}

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+func newLogs() *cobra.Command {
+	var file string
+	var console bool
+	cmd := &cobra.Command{
+		Use:     "logs NODE",
+		Short:   "Print what a machine of kimage up has logged",
+		Long:    "Prints the journal of kimage's agent, the kubelet, etcd and the runtime; with --console all\nthat the machine wrote to its console, also of one that is off or has no network.",
+		Example: "  kimage logs k8s-01\n  kimage logs --console k8s-01",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := openLocal(cmd, file)
+			if err != nil {
+				return err
+			}
+			m, err := l.machine(cmd.Context(), args[0])
+			if console {
+				f, openErr := os.Open(l.ConsoleFile(args[0]))
+				if openErr != nil {
+					return openErr
+				}
+				defer f.Close()
+				_, err := io.Copy(cmd.OutOrStdout(), f)
+				return err
+			}
+			if err != nil {
+				return err
+			}
+			return l.ssh(m, []string{"sudo journalctl --no-pager -o short-precise -u kimage-agent -u kimage-balancer -u kimage-etcd -u containerd -u kubelet"})
+		},
+	}
+	clusterFlag(cmd, &file)
+	cmd.Flags().BoolVar(&console, "console", false, "the console, since the machine was made")
+	return cmd
+}

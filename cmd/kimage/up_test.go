@@ -1,0 +1,208 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kimage-project/kimage/pkg/need"
+)
+
+// standIn is a disk for machines that show the agent's screen with a phase and do no
+// more: xor ax, ax; mov ds, ax; mov si, text; lodsb and out 0x3f8 until a zero; hlt.
+func standIn(t *testing.T, phase string) string {
+	t.Helper()
+	need.Program(t, "qemu-system-x86_64", "qemu-system-x86")
+	need.Program(t, "xorriso", "xorriso")
+	need.Program(t, "ssh", "openssh-client")
+	code := []byte{0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x15, 0x7c, 0xac, 0x84, 0xc0, 0x74, 0x06, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xf5, 0xf4, 0xeb, 0xfd}
+	code = append(code, "\x1b[H\x1b[2Jkimage     k8s\r\nphase      "+phase+" since 2026-11-26 11:07:06 UTC\r\nwhy        no API server answers\r\n\x00"...)
+	code = append(append(code, make([]byte, 510-len(code))...), 0x55, 0xaa)
+	file := filepath.Join(t.TempDir(), phase+".raw")
+	if err := os.WriteFile(file, code, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// workIn are the processes that have something to do with a directory.
+func workIn(t *testing.T, dir string) (pids []int) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		if line, _ := os.ReadFile(f); bytes.Contains(line, []byte(dir)) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// ended: of the machines in dir there is nothing left but the cluster file and its
+// secrets.
+func ended(t *testing.T, dir string) {
+	t.Helper()
+	if left := workIn(t, dir); len(left) > 0 {
+		t.Errorf("processes %v are left", left)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if got := strings.Join(names, " "); got != "cluster.secrets cluster.state cluster.yaml" {
+		t.Errorf("left are %s", got)
+	}
+}
+
+// TestUpInterrupted: Ctrl-C before the machines are Ready removes them.
+func TestUpInterrupted(t *testing.T) {
+	image, dir := standIn(t, "waiting"), t.TempDir()
+	cmd := command("up", "--image", image)
+	cmd.Dir = dir
+	var words bytes.Buffer
+	cmd.Stderr = &words
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "cluster.local", "k8s-01", "console.log")
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		if data, _ := os.ReadFile(file); bytes.Contains(data, []byte("API server")) {
+			break
+		} else if time.Now().After(end) {
+			cmd.Process.Kill()
+			cmd.Wait()
+			t.Fatalf("the machine never came up:\n%s", words.String())
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	if got := cmd.ProcessState.ExitCode(); got != statusCouldNotTell || !strings.Contains(words.String(), "wrote cluster.yaml: topology 1") || !strings.Contains(words.String(), "ended the machines") {
+		t.Errorf("status %d:\n%s", got, words.String())
+	}
+	ended(t, dir)
+}
+
+// TestUpNeverReady: of machines that do not become Ready one learns why; two clusters
+// run side by side, outlive what started them and a supervisor that was killed, and
+// are ended.
+func TestUpNeverReady(t *testing.T) {
+	image := standIn(t, "waiting")
+	dirs := []string{t.TempDir(), t.TempDir()}
+	t.Cleanup(func() {
+		for _, dir := range dirs {
+			in(t, dir, "down")
+		}
+	})
+	for i, dir := range dirs {
+		args := []string{"up", "--image", image, "--keep", "--timeout", "6s"}
+		if i == 1 {
+			args = append(args, "--topology", "3")
+		}
+		_, words, status := in(t, dir, args...)
+		for _, want := range []string{"k8s-01  waiting: no API server answers", `k8s-01: phase "waiting", no API server answers; the end of its console`, "not Ready: k8s-0"} {
+			if status != statusCouldNotTell || !strings.Contains(words, want) {
+				t.Errorf("status %d, no %q in\n%s", status, want, words)
+			}
+		}
+	}
+	out, _, status := in(t, dirs[1], "status")
+	if status != statusNo || strings.Count(out, "  on     waiting  2026-11-26 11:07:06 UTC  no API server answers\n") != 3 {
+		t.Errorf("status %d:\n%s", status, out)
+	}
+	out, _, _ = in(t, dirs[0], "status", "--json")
+	var said struct {
+		OK       bool
+		Machines []machineLine
+	}
+	if err := json.Unmarshal([]byte(out), &said); err != nil || said.OK || len(said.Machines) != 1 || said.Machines[0].Phase != "waiting" || !said.Machines[0].On {
+		t.Errorf("%v:\n%s", err, out)
+	}
+	if out := inOK(t, dirs[0], "logs", "--console", "k8s-01"); !strings.Contains(out, "no API server answers") {
+		t.Errorf("the console:\n%s", out)
+	}
+	if out := inOK(t, dirs[0], "kubeconfig"); !strings.Contains(out, `"server": "https://127.0.0.1:`) {
+		t.Errorf("the kubeconfig:\n%s", out)
+	}
+	for _, refused := range [][]string{{"ssh", "k8s-02", "true"}, {"console", "k8s-02"}, {"logs", "k8s-02"}, {"replace", "k8s-02"}} {
+		if _, words, status := in(t, dirs[0], refused...); status != statusCouldNotTell || !strings.Contains(words, `unknown machine "k8s-02"`) {
+			t.Errorf("%v: status %d: %s", refused, status, words)
+		}
+	}
+	if _, words, status := in(t, dirs[0], "up", "--topology", "3"); status != statusCouldNotTell || !strings.Contains(words, "leave --topology out") {
+		t.Errorf("another topology: status %d: %s", status, words)
+	}
+	if _, words, _ := in(t, dirs[0], "up", "--timeout", "1s"); !strings.Contains(words, "the machines are running already") {
+		t.Errorf("up again: %s", words)
+	}
+
+	// As by this computer's power cut.
+	for _, pid := range workIn(t, dirs[0]) {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	out, _, status = in(t, dirs[0], "status")
+	if status != statusNo || !strings.Contains(out, "k8s-01  etcd,master,worker  off") {
+		t.Errorf("all off: status %d:\n%s", status, out)
+	}
+	if _, words, status := in(t, dirs[0], "up", "--timeout", "6s"); status != statusCouldNotTell || !strings.Contains(words, "they boot from their disks again") || !strings.Contains(words, "k8s-01  waiting") {
+		t.Errorf("after a power cut: status %d: %s", status, words)
+	}
+	for _, dir := range dirs {
+		inOK(t, dir, "down")
+		ended(t, dir)
+		inOK(t, dir, "down") // nothing to end
+		if _, words, status := in(t, dir, "status"); status != statusCouldNotTell || !strings.Contains(words, "no machines on this computer: kimage up") {
+			t.Errorf("status %d: %s", status, words)
+		}
+	}
+}
+
+// TestUpRefuses says before booting what is wrong.
+func TestUpRefuses(t *testing.T) {
+	image := standIn(t, "ready")
+	dir := t.TempDir()
+	inOK(t, dir, "cluster", "check", "-f", write(t, dir, "large.yaml", strings.Replace(inOK(t, dir, "cluster", "new"), "  nodes:\n", "    qemu: {memoryMiB: 9999999}\n  nodes:\n", 1)))
+	for name, tt := range map[string]struct {
+		args []string
+		want string
+	}{
+		"memory":   {[]string{"-f", "large.yaml", "--image", image}, "1 machines need 10000099 MiB of memory, and "},
+		"no image": {[]string{"-f", "a.yaml", "--image", "none.raw"}, "none.raw: no such file"},
+		"topology": {[]string{"-f", "b.yaml", "--topology", "4"}, `unknown topology "4"`},
+		"system":   {[]string{"-f", "c.yaml", "--os", "debian-99"}, `debian-99`},
+	} {
+		_, words, status := in(t, dir, append([]string{"up"}, tt.args...)...)
+		if status != statusCouldNotTell || !strings.Contains(words, tt.want) {
+			t.Errorf("%s: status %d: %s", name, status, words)
+		}
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "*.local"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left are %v, %v", left, err)
+	}
+	if left := workIn(t, dir); len(left) > 0 {
+		t.Errorf("processes %v are left", left)
+	}
+}
+
+func write(t *testing.T, dir, name, content string) string {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}

@@ -1,0 +1,49 @@
+package local
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// grownMiB is what a machine's disk grows by until it is Ready, and some.
+const grownMiB = 2048
+
+// Fits says what this computer lacks for the machines, with the numbers; nil:
+// nothing. imageMiB is what an image takes that is still to be baked into dir.
+func (s Spec) Fits(dir string, imageMiB int) error {
+	available, err := memAvailableMiB()
+	if err != nil {
+		return err
+	}
+	// qemu itself and its caches take some as well.
+	if need := s.MemoryMiB() + 100*len(s.Machines); available < need {
+		return fmt.Errorf("%d machines need %d MiB of memory, and %d MiB are free: end what else runs, choose a smaller topology, or give machines less (machine.qemu.memoryMiB)", len(s.Machines), need, available)
+	}
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err != nil {
+		return err
+	}
+	if need, free := imageMiB+grownMiB*len(s.Machines), int(fs.Bavail*uint64(fs.Bsize)>>20); free < need {
+		return fmt.Errorf("%d machines need %d MiB of disk, and %s has %d MiB free: make room, or run kimage where there is more", len(s.Machines), need, dir, free)
+	}
+	return nil
+}
+
+func memAvailableMiB() (int, error) {
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if kib, ok := strings.CutPrefix(lines.Text(), "MemAvailable:"); ok {
+			n, err := strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(kib, "kB")))
+			return n >> 10, err
+		}
+	}
+	return 0, fmt.Errorf("/proc/meminfo does not say how much memory is available")
+}

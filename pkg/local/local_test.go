@@ -1,0 +1,373 @@
+package local
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kimage-project/kimage/pkg/cluster"
+	"github.com/kimage-project/kimage/pkg/need"
+)
+
+// supervisorVariable makes the test program the supervisor of a directory.
+const supervisorVariable = "KIMAGE_TEST_SUPERVISE"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(supervisorVariable) == "" {
+		os.Exit(m.Run())
+	}
+	log.Fatal(Set{Dir: os.Args[1]}.Supervise(context.Background(), log.Printf))
+}
+
+// shows is a disk whose boot sector writes a text to the serial port and halts:
+// xor ax, ax; mov ds, ax; mov si, text; and lodsb, out 0x3f8 until a zero.
+func shows(t *testing.T, text string) string {
+	t.Helper()
+	code := []byte{0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x15, 0x7c, 0xac, 0x84, 0xc0, 0x74, 0x06, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xf5, 0xf4, 0xeb, 0xfd}
+	sector := append(append(code, text...), 0)
+	if len(sector) > 510 {
+		t.Fatal("the text is too long for a boot sector")
+	}
+	sector = append(append(sector, make([]byte, 510-len(sector))...), 0x55, 0xaa)
+	file := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(file, sector, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func screen(phase, why string) string {
+	return redraw + "kimage     a of demo (worker)\r\nphase      " + phase + " since 2026-11-26 11:07:06 UTC\r\nwhy        " + why + "\r\nmore       kimage-agent status\r\n\r\n"
+}
+
+func startSet(t *testing.T, images ...string) Set {
+	t.Helper()
+	need.Program(t, "qemu-system-x86_64", "qemu-system-x86")
+	t.Setenv(supervisorVariable, "yes")
+	s := Set{Dir: filepath.Join(t.TempDir(), "demo.local")}
+	spec := Spec{Accel: "tcg", Subnet: netip.MustParsePrefix("172.17.8.0/24"), Server: netip.MustParseAddr("172.17.8.1")}
+	for i, image := range images {
+		spec.Machines = append(spec.Machines, Machine{Name: string(rune('a' + i)), Image: image, Format: "raw", DiskGiB: 1, CPUs: 1, MemoryMiB: 32, MAC: fmt.Sprintf("52:54:00:17:08:%02d", i+1), API: i == 0})
+	}
+	if err := s.Write(spec); err != nil {
+		t.Fatal(err)
+	}
+	begin(t, s)
+	t.Cleanup(func() { s.Stop(context.Background()) })
+	return s
+}
+
+func begin(t *testing.T, s Set) {
+	t.Helper()
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context(), program, s.Dir); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// processes are those that work with files of the set.
+func processes(t *testing.T, s Set) (pids []int) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		if line, _ := os.ReadFile(f); bytes.Contains(line, []byte(s.Dir)) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !is(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// TestSet: machines run without the process that started them, are waited for,
+// replaced and switched off and on, and at the end nothing is left of them.
+func TestSet(t *testing.T) {
+	s := startSet(t, shows(t, screen("ready", "nothing")), shows(t, screen("ready", "nothing")))
+	run, err := os.ReadFile(filepath.Join(s.Dir, runFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, _ := os.Executable()
+	if err := s.Start(t.Context(), program, s.Dir); err == nil || !strings.Contains(err.Error(), "running already") {
+		t.Errorf("a second supervisor: %v", err)
+	}
+	var out bytes.Buffer
+	ready := func(limit time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		defer cancel()
+		return (&Wait{Set: s, Out: &out}).Ready(ctx)
+	}
+	if err := ready(30 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out.String(), "a  ready\n") || !strings.Contains(out.String(), "b  ready\n") {
+		t.Errorf("told:\n%s", out.String())
+	}
+
+	// Another image for b, which does not come so far.
+	spec, err := s.Spec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Machine("b").Image = shows(t, screen("waiting", "no API server answers: asking the\r\n           other masters"))
+	if err := s.Write(spec); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Replace(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	if err := ready(3 * time.Second); err == nil || !strings.Contains(err.Error(), "b waiting no API server answers: asking the other masters") {
+		t.Errorf("waiting for what does not come: %v", err)
+	}
+	if err := s.Replace(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "no machine x") {
+		t.Errorf("replacing nobody: %v", err)
+	}
+
+	if err := s.Power(t.Context(), "b", false); err != nil {
+		t.Fatal(err)
+	}
+	if err := ready(3 * time.Second); err == nil || !strings.Contains(err.Error(), "b went off") {
+		t.Errorf("a machine that is off: %v", err)
+	}
+	if err := s.Power(t.Context(), "b", true); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "b shows its screen again", func() bool { return s.Screen("b").Phase == "waiting" })
+
+	if n := len(processes(t, s)); n != 3 {
+		t.Errorf("%d processes, not a supervisor and two machines", n)
+	}
+	if err := s.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if left := processes(t, s); len(left) > 0 {
+		t.Errorf("processes %v are left", left)
+	}
+	if _, err := os.Stat(strings.TrimSpace(string(run))); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the sockets' directory: %v", err)
+	}
+	if err := s.Stop(t.Context()); err != nil {
+		t.Errorf("stopping what does not run: %v", err)
+	}
+	if _, err := s.Status(t.Context()); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("the status of what does not run: %v", err)
+	}
+}
+
+// TestKilledSupervisor: machines do not outlive their supervisor, and run again from
+// their disks, behind the same port.
+func TestKilledSupervisor(t *testing.T) {
+	s := startSet(t, shows(t, screen("ready", "nothing")))
+	before, err := s.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a shows its screen", func() bool { return s.Screen("a").Phase == PhaseReady })
+	if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all are gone", func() bool { on, _ := s.Running(); return !on && len(processes(t, s)) == 0 })
+	begin(t, s)
+	after, err := s.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after.APIPort != before.APIPort || after.PID == before.PID {
+		t.Errorf("%+v after %+v", after, before)
+	}
+	eventually(t, "a shows its screen again", func() bool { return s.Screen("a").Phase == PhaseReady })
+}
+
+// TestStartFails: what the supervisor says is the error.
+func TestStartFails(t *testing.T) {
+	need.Program(t, "qemu-system-x86_64", "qemu-system-x86")
+	t.Setenv(supervisorVariable, "yes")
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	program, _ := os.Executable()
+	good := Spec{Subnet: netip.MustParsePrefix("172.17.8.0/24"), Server: netip.MustParseAddr("172.17.8.1")}
+	for name, tt := range map[string]struct {
+		change func(*Spec)
+		want   string
+	}{
+		"the port is in use": {func(s *Spec) { s.APIPort = ln.Addr().(*net.TCPAddr).Port }, "address already in use"},
+		"no image": {func(s *Spec) {
+			s.Machines = []Machine{{Name: "a", Image: "/no/image", Format: "raw", MAC: "52:54:00:17:08:01"}}
+		}, "starting a: making the disk"},
+		"no card": {func(s *Spec) { s.Machines = []Machine{{Name: "a", MAC: "x"}} }, `a: "x" is no card's address`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, spec := Set{Dir: t.TempDir()}, good
+			tt.change(&spec)
+			if err := s.Write(spec); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Start(t.Context(), program, s.Dir); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v", err)
+			}
+			if left := processes(t, s); len(left) > 0 {
+				t.Errorf("processes %v are left", left)
+			}
+		})
+	}
+}
+
+// TestAPI: connections go to a server that is ready, and to another when it is not.
+func TestAPI(t *testing.T) {
+	type server struct {
+		*httptest.Server
+		ready bool
+	}
+	var servers []*server
+	var ports []int
+	roots := x509.NewCertPool()
+	for i := range 3 {
+		s := &server{ready: i > 0}
+		s.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/readyz" && !s.ready {
+				w.WriteHeader(http.StatusInternalServerError)
+			}
+			fmt.Fprint(w, i)
+		}))
+		defer s.Close()
+		roots.AddCert(s.Certificate())
+		_, port, _ := net.SplitHostPort(s.Listener.Addr().String())
+		p, _ := strconv.Atoi(port)
+		servers, ports = append(servers, s), append(ports, p)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := newAPI(ln, func() []int { return ports })
+	defer a.Close()
+	ask := func() string {
+		client := servers[0].Client()
+		client.Transport = &http.Transport{DisableKeepAlives: true, TLSClientConfig: servers[0].Client().Transport.(*http.Transport).TLSClientConfig}
+		resp, err := client.Get("https://" + ln.Addr().String() + "/who")
+		if err != nil {
+			return err.Error()
+		}
+		defer resp.Body.Close()
+		data, _ := io.ReadAll(resp.Body)
+		return string(data)
+	}
+	if got := ask(); got != "1" {
+		t.Errorf("led to %s", got)
+	}
+	servers[1].ready = false
+	a.until = time.Time{}
+	if got := ask(); got != "2" {
+		t.Errorf("led to %s", got)
+	}
+	servers[2].ready = false
+	a.until = time.Time{}
+	if got := ask(); !strings.Contains(got, "EOF") && !strings.Contains(got, "reset") {
+		t.Errorf("led to %s", got)
+	}
+}
+
+// TestScreen finds the last whole screen on a console.
+func TestScreen(t *testing.T) {
+	s := Set{Dir: t.TempDir()}
+	if err := os.MkdirAll(filepath.Join(s.Dir, "a"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]Screen{
+		"":                          {},
+		"[    1.0] kernel says\r\n": {},
+		screen("etcd", "asking b"):  {"etcd", "2026-11-26 11:07:06 UTC", "asking b"},
+		screen("etcd", "asking b") + "k8s login: " + screen("waiting", "no API server\r\n           answers"): {"waiting", "2026-11-26 11:07:06 UTC", "no API server answers"},
+		screen("init", "x") + redraw + "kimage     a of demo":                                                 {"init", "2026-11-26 11:07:06 UTC", "x"},
+	} {
+		if err := os.WriteFile(s.ConsoleFile("a"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Screen("a"); got != want {
+			t.Errorf("%q: %+v", text, got)
+		}
+	}
+	if got := s.ConsoleTail("a", 1); strings.Contains(got, "\x1b") {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestPlan(t *testing.T) {
+	text, err := cluster.New("6", "demo", "debian-13", "v1.37.2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	support := cluster.Support{OSes: []cluster.OS{{Name: "debian-13", FirstBoot: "cloud-init"}}, Kubernetes: []string{"v1.37.2"}, Runtimes: []string{"containerd"}, Plugins: []string{"flannel"}}
+	text = strings.Replace(text, "    address: 172.17.8.103\n    match: {mac: \"52:54:00:17:08:03\"}\n", "    machine: {qemu: {cpus: 3, memoryMiB: 4096}}\n", 1) + "  pools:\n  - {name: crowd, roles: [worker], size: 2}\n"
+	f, err := cluster.Parse([]byte(text), "cluster.yaml", support)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Plan(f, "tcg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, m := range s.Machines {
+		got = append(got, fmt.Sprint(m.Name, " ", m.Pool, " ", m.API, " ", m.CPUs, " ", m.MemoryMiB, " ", m.Address, " ", m.MAC))
+	}
+	want := []string{
+		"k8s-01  true 2 2560 172.17.8.101 52:54:00:17:08:01",
+		"k8s-02  true 2 2560 172.17.8.102 52:54:00:17:08:02",
+		"k8s-03  false 3 4096 172.17.8.2 " + madeMAC("demo/k8s-03"),
+		"k8s-04  false 1 512 172.17.8.104 52:54:00:17:08:04",
+		"k8s-05  false 1 512 172.17.8.105 52:54:00:17:08:05",
+		"k8s-06  false 1 512 172.17.8.106 52:54:00:17:08:06",
+		"crowd-1 crowd false 1 1536 172.17.8.3 " + madeMAC("demo/crowd-1"),
+		"crowd-2 crowd false 1 1536 172.17.8.4 " + madeMAC("demo/crowd-2"),
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if s.Server.String() != "172.17.8.1" || s.Subnet.String() != "172.17.8.0/24" || s.MemoryMiB() != 2*2560+4096+3*512+2*1536 {
+		t.Errorf("%+v", s)
+	}
+	for i := range s.Machines {
+		s.Machines[i].MemoryMiB = 1 << 30
+	}
+	if err := s.Fits(t.TempDir(), 0); err == nil || !strings.Contains(err.Error(), "MiB are free") {
+		t.Errorf("more memory than there is: %v", err)
+	}
+	if err := (Spec{}).Fits(t.TempDir(), 1<<40); err == nil || !strings.Contains(err.Error(), "MiB free") {
+		t.Errorf("more disk than there is: %v", err)
+	}
+}

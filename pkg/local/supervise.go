@@ -1,0 +1,256 @@
+package local
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+
+	"github.com/kimage-project/kimage/pkg/atomicfile"
+	"github.com/kimage-project/kimage/pkg/lan"
+	"github.com/kimage-project/kimage/pkg/qemu"
+)
+
+const apiPort = 6443
+
+// supervisor owns the machines.
+type supervisor struct {
+	set    Set
+	run    string // directory of sockets
+	logf   func(string, ...any)
+	lan    *lan.Switch
+	api    *api
+	stop   context.CancelFunc
+	socket map[string]string // of the switch's ports
+
+	mu       sync.Mutex // of what follows, and of changes to the machines
+	spec     Spec
+	machines map[string]*qemu.Machine
+	failed   map[string]string
+}
+
+// Supervise runs the machines until ctx ends or somebody asks it to stop.
+func (s Set) Supervise(ctx context.Context, logf func(string, ...any)) error {
+	lock, err := os.OpenFile(s.path(lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return errors.New("the machines have a supervisor already")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	v := &supervisor{set: s, logf: logf, stop: cancel, socket: map[string]string{}, machines: map[string]*qemu.Machine{}, failed: map[string]string{}}
+	if v.spec, err = s.Spec(); err != nil {
+		return err
+	}
+	if v.run, err = os.MkdirTemp("", "kimage"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(v.run)
+	if err := atomicfile.Write(s.path(runFile), []byte(v.run+"\n"), 0o600); err != nil {
+		return err
+	}
+	if err := v.connect(); err != nil {
+		return err
+	}
+	defer v.lan.Close()
+	if err := v.listenAPI(); err != nil {
+		return err
+	}
+	defer v.api.Close()
+	defer v.end()
+	for _, m := range v.spec.Machines {
+		if err := v.start(ctx, m); err != nil {
+			return fmt.Errorf("starting %s: %w", m.Name, err)
+		}
+	}
+	return v.answer(ctx)
+}
+
+// connect makes the network of the machines.
+func (v *supervisor) connect() (err error) {
+	if v.lan, err = lan.New(v.run); err != nil {
+		return err
+	}
+	d := lan.DHCP{Subnet: v.spec.Subnet, Server: v.spec.Server, Addresses: map[[6]byte]netip.Addr{}}
+	for i, m := range v.spec.Machines {
+		mac, err := net.ParseMAC(m.MAC)
+		if err != nil || len(mac) != 6 {
+			return fmt.Errorf("%s: %q is no card's address", m.Name, m.MAC)
+		}
+		if m.Address.IsValid() {
+			d.Addresses[[6]byte(mac)] = m.Address
+		}
+		if v.socket[m.Name], err = v.lan.Port(strconv.Itoa(i)); err != nil {
+			return err
+		}
+	}
+	return v.lan.Serve(d)
+}
+
+// listenAPI opens the port that leads to the API servers, the same one as before.
+func (v *supervisor) listenAPI() (err error) {
+	ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(v.spec.APIPort)))
+	if err != nil {
+		return fmt.Errorf("the port of the Kubernetes API: %w", err)
+	}
+	v.api = newAPI(ln, v.apiServers)
+	if port := ln.Addr().(*net.TCPAddr).Port; port != v.spec.APIPort {
+		v.spec.APIPort = port
+		return v.set.Write(v.spec)
+	}
+	return nil
+}
+
+// apiServers are the ports of this computer that lead to one.
+func (v *supervisor) apiServers() (all []int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, m := range v.spec.Machines {
+		if q := v.machines[m.Name]; m.API && q != nil && !q.Off() {
+			all = append(all, q.Ports[apiPort])
+		}
+	}
+	return all
+}
+
+// start switches a machine on, and makes its disk if it has none.
+func (v *supervisor) start(ctx context.Context, m Machine) error {
+	c := qemu.Config{Dir: v.set.path(m.Name), Sockets: v.run, Image: m.Image, Format: m.Format, DiskGiB: m.DiskGiB, CPUs: m.CPUs, MemoryMiB: m.MemoryMiB,
+		Seed: m.Seed, FwCfg: m.FwCfg, UUID: m.UUID, Serial: m.Serial, Accel: v.spec.Accel, Cache: "writeback", LAN: v.socket[m.Name], LANMAC: m.MAC}
+	if m.API {
+		c.Forward = []int{apiPort}
+	}
+	q := qemu.Open(c)
+	if _, err := os.Stat(q.Disk()); errors.Is(err, fs.ErrNotExist) {
+		if q, err = qemu.New(ctx, c); err != nil {
+			return err
+		}
+	}
+	// What it showed before is not what it shows now.
+	console := v.set.ConsoleFile(m.Name)
+	if err := os.Rename(console, console+".before"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := q.Start(ctx); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.machines[m.Name] = q
+	delete(v.failed, m.Name)
+	return nil
+}
+
+// end switches all machines off.
+func (v *supervisor) end() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, q := range v.machines {
+		q.Kill()
+	}
+}
+
+// answer serves the control socket.
+func (v *supervisor) answer(ctx context.Context) error {
+	ln, err := net.Listen("unix", filepath.Join(v.run, control))
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(v.status()) })
+	mux.HandleFunc("POST /stop", func(http.ResponseWriter, *http.Request) { v.stop() })
+	for verb, do := range map[string]func(context.Context, Machine) error{"replace": v.replace, "on": v.on, "off": v.off} {
+		mux.HandleFunc("POST /"+verb+"/{name}", func(w http.ResponseWriter, r *http.Request) {
+			if err := v.change(ctx, r.PathValue("name"), do); err != nil {
+				v.logf("%s %s: %v", verb, r.PathValue("name"), err)
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+			}
+		})
+	}
+	server := &http.Server{Handler: mux}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ln) }()
+	select {
+	case err = <-served:
+	case <-ctx.Done():
+		// The answer to who asked for it goes out first.
+		server.Shutdown(context.WithoutCancel(ctx))
+	}
+	return err
+}
+
+func (v *supervisor) status() Status {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	st := Status{PID: os.Getpid(), APIPort: v.spec.APIPort}
+	for _, m := range v.spec.Machines {
+		s := MachineStatus{Name: m.Name, Error: v.failed[m.Name]}
+		if q := v.machines[m.Name]; q != nil {
+			s.On, s.SSHPort, s.Console = !q.Off(), q.SSHPort, q.ConsoleSocket()
+		}
+		st.Machines = append(st.Machines, s)
+	}
+	return st
+}
+
+// change does something to one machine, as machines.json now describes it.
+func (v *supervisor) change(ctx context.Context, name string, do func(context.Context, Machine) error) error {
+	spec, err := v.set.Spec()
+	if err != nil {
+		return err
+	}
+	for i, m := range spec.Machines {
+		if m.Name != name || v.socket[name] == "" {
+			continue
+		}
+		v.mu.Lock()
+		for j := range v.spec.Machines {
+			if v.spec.Machines[j].Name == name {
+				v.spec.Machines[j] = spec.Machines[i]
+			}
+		}
+		v.mu.Unlock()
+		return do(ctx, m)
+	}
+	return fmt.Errorf("there is no machine %s", name)
+}
+
+func (v *supervisor) on(ctx context.Context, m Machine) error {
+	if q := v.machine(m.Name); q != nil && !q.Off() {
+		return nil
+	}
+	return v.start(ctx, m)
+}
+
+func (v *supervisor) off(_ context.Context, m Machine) error {
+	if q := v.machine(m.Name); q != nil {
+		q.Kill()
+	}
+	return nil
+}
+
+func (v *supervisor) replace(ctx context.Context, m Machine) error {
+	v.off(ctx, m)
+	if err := os.RemoveAll(v.set.path(m.Name)); err != nil {
+		return err
+	}
+	return v.start(ctx, m)
+}
+
+func (v *supervisor) machine(name string) *qemu.Machine {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.machines[name]
+}
