@@ -3,6 +3,7 @@
 #   make            build bin/kimage (with the agent inside)
 #   make test       all tests that CI runs: units, real bakes, foreign judges, virtual machines
 #   make quick      units only, a minute
+#   make demo       a one-machine cluster on this computer with a pod that answers over HTTP
 #   make image      bake Debian 13 with Kubernetes into out/
 #   make e2e        the stories that boot what was baked, of up to three machines (in CI: of one); RUN=name for one
 #   make e2e-all    the stories that take hours as well: clusters of six and eight machines (12 GiB of memory), power cuts in every phase, ten minutes at Ready
@@ -19,7 +20,7 @@ GO := go
 AGENT := cmd/kimage/agent/kimage-agent-amd64
 SOURCES := $(shell find bootstrap cmd/kimage-agent pkg -name '*.go' -not -name '*_test.go') go.mod go.sum
 
-.PHONY: all build deps image test quick integration e2e e2e-all chaos chaos-short bench bench-boot fuzz lint clean
+.PHONY: all build deps image demo test quick integration e2e e2e-all chaos chaos-short bench bench-boot fuzz lint clean
 
 all: build
 
@@ -28,12 +29,12 @@ build: bin/kimage
 $(AGENT): $(SOURCES)
 	CGO_ENABLED=0 GOOS=linux GOARCH=amd64 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./cmd/kimage-agent
 
-bin/kimage: $(AGENT) $(shell find images cmd/kimage -type f) $(SOURCES)
+bin/kimage: $(AGENT) $(shell find images ignition cmd/kimage -type f) $(SOURCES)
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./cmd/kimage
 
 # What tests and bakes call; doctor names the same for people.
 PACKAGES := e2fsprogs squashfs-tools mmdebstrap debian-archive-keyring dosfstools mtools gcc libc6-dev pkg-config libseccomp-dev \
-	xorriso libblkid-dev policycoreutils python3-jsonschema python3-yaml openssl qemu-system-x86 qemu-utils ovmf gdisk cryptsetup-bin xz-utils zstd bzip2 util-linux shellcheck systemd-container spin iproute2 strace docker-registry tcpdump
+	xorriso libblkid-dev policycoreutils python3-jsonschema python3-yaml openssl qemu-system-x86 qemu-utils ovmf gdisk cryptsetup-bin xz-utils zstd bzip2 util-linux shellcheck systemd-container spin iproute2 strace docker-registry tcpdump openssh-client
 
 deps:
 	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>&1 | grep -v '^installed ' || true); \
@@ -42,13 +43,16 @@ deps:
 image: deps build
 	bin/kimage build --os debian-13
 
+demo: deps build
+	bash e2e/demo.sh
+
 lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./e2e
 	$(GO) vet -tags chaos ./bootstrap/etcd
 	$(GO) vet -tags integration ./bootstrap/kube ./pkg/squashfs
-	shellcheck images/files/activation/activate images/files/activation/start .ci/run e2e/bench.sh
+	shellcheck images/files/activation/activate images/files/activation/start .ci/run e2e/bench.sh e2e/demo.sh
 
 quick: $(AGENT) lint
 	$(GO) test -short $$($(GO) list ./... | grep -v cmd/kimage$$)
@@ -95,4 +99,5 @@ fuzz:
 	$(GO) test ./pkg/qcow2 -run '^$$' -fuzz FuzzRead -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 
 clean:
-	rm -rf bin out $(AGENT)
+	[ ! -d demo ] || (cd demo && ../bin/kimage down)
+	rm -rf bin out demo $(AGENT)

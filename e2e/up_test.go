@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -68,10 +67,7 @@ func TestUp(t *testing.T) {
 	if left, err := filepath.Glob(filepath.Join(dir, "*.local")); err != nil || len(left) > 0 {
 		t.Errorf("left are %v, %v", left, err)
 	}
-	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, f := range all {
-		if line, _ := os.ReadFile(f); strings.Contains(string(line), dir) {
-			t.Errorf("%s is left: %s", f, strings.ReplaceAll(string(line), "\x00", " "))
-		}
+	if left := need.Processes(t, dir); len(left) > 0 {
+		t.Errorf("processes %v are left", left)
 	}
 }

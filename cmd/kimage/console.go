@@ -10,38 +10,28 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/kimage-project/kimage/pkg/local"
 )
 
 // leave is Ctrl-], as of telnet and virsh.
 const leave = 0x1d
 
 func newConsole() *cobra.Command {
-	var file string
-	cmd := &cobra.Command{
+	return forMachine(&cobra.Command{
 		Use:   "console NODE",
 		Short: "Connect this terminal with a machine's serial console",
 		Long:  "Connects this terminal with the serial console of a machine of kimage up. Ctrl-] ends it.",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			l, err := openLocal(cmd, file)
-			if err != nil {
-				return err
-			}
-			m, err := l.machine(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			conn, err := net.Dial("unix", m.Console)
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
-			fmt.Fprintf(cmd.ErrOrStderr(), "the console of %s; Ctrl-] ends this\n%s\n", args[0], l.ConsoleTail(args[0], 20))
-			return attach(conn)
-		},
-	}
-	clusterFlag(cmd, &file)
-	return cmd
+	}, func(cmd *cobra.Command, l *localCluster, m local.MachineStatus, _ []string) error {
+		conn, err := net.Dial("unix", m.Console)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		fmt.Fprintf(cmd.ErrOrStderr(), "the console of %s; Ctrl-] ends this\n%s\n", m.Name, l.ConsoleTail(m.Name, 20))
+		return attach(conn)
+	})
 }
 
 // attach joins the terminal and a console until either ends.

@@ -88,6 +88,25 @@ func (l *localCluster) machine(ctx context.Context, name string) (local.MachineS
 	return local.MachineStatus{}, nearest.Unknown("machine", name, names)
 }
 
+// forMachine has a command act on a machine that is on, which its first argument
+// names; the others are passed on.
+func forMachine(cmd *cobra.Command, act func(*cobra.Command, *localCluster, local.MachineStatus, []string) error) *cobra.Command {
+	var file string
+	clusterFlag(cmd, &file)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		l, err := openLocal(cmd, file)
+		if err != nil {
+			return err
+		}
+		m, err := l.machine(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return act(cmd, l, m, args[1:])
+	}
+	return cmd
+}
+
 func (l *localCluster) in(name ...string) string {
 	return filepath.Join(append([]string{l.Dir}, name...)...)
 }

@@ -13,26 +13,15 @@ import (
 )
 
 func newSSH() *cobra.Command {
-	var file string
-	cmd := &cobra.Command{
+	cmd := forMachine(&cobra.Command{
 		Use:     "ssh NODE [COMMAND...]",
 		Short:   "Log in to a machine of kimage up, or run a command there",
 		Example: "  kimage ssh k8s-01\n  kimage ssh k8s-01 sudo kimage-agent status",
 		Args:    cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			l, err := openLocal(cmd, file)
-			if err != nil {
-				return err
-			}
-			m, err := l.machine(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return l.ssh(m, args[1:])
-		},
-	}
+	}, func(_ *cobra.Command, l *localCluster, m local.MachineStatus, args []string) error {
+		return l.ssh(m, args)
+	})
 	cmd.Flags().SetInterspersed(false) // what follows the machine's name is the command's
-	clusterFlag(cmd, &file)
 	return cmd
 }
 

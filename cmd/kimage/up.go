@@ -140,10 +140,9 @@ func (l *localCluster) start(cmd *cobra.Command, u *upFlags) (fresh bool, err er
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
-	made := false
 	defer func() {
-		if err != nil && !made {
-			os.RemoveAll(l.Dir)
+		if err != nil {
+			err = errors.Join(err, l.discard(io.Discard))
 		}
 	}()
 	spec, s, err := l.prepare(cmd, u.identity, u.image, nil)
@@ -158,14 +157,13 @@ func (l *localCluster) start(cmd *cobra.Command, u *upFlags) (fresh bool, err er
 	if err := l.Start(cmd.Context(), program, "supervise", l.Dir); err != nil {
 		return false, err
 	}
-	made = true
 	st, err := l.Status(cmd.Context())
 	if err != nil {
-		return true, err
+		return false, err
 	}
 	kubeconfig, err := s.KubeconfigAt(net.JoinHostPort("127.0.0.1", strconv.Itoa(st.APIPort)))
 	if err != nil {
-		return true, err
+		return false, err
 	}
 	return true, atomicfile.Write(l.in("kubeconfig"), kubeconfig, 0o600)
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,43 +14,19 @@ import (
 )
 
 // standIn is a disk for machines that show the agent's screen with a phase and do no
-// more: xor ax, ax; mov ds, ax; mov si, text; lodsb and out 0x3f8 until a zero; hlt.
+// more.
 func standIn(t *testing.T, phase string) string {
 	t.Helper()
-	need.Program(t, "qemu-system-x86_64", "qemu-system-x86")
 	need.Program(t, "xorriso", "xorriso")
 	need.Program(t, "ssh", "openssh-client")
-	code := []byte{0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x15, 0x7c, 0xac, 0x84, 0xc0, 0x74, 0x06, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xf5, 0xf4, 0xeb, 0xfd}
-	code = append(code, "\x1b[H\x1b[2Jkimage     k8s\r\nphase      "+phase+" since 2026-11-26 11:07:06 UTC\r\nwhy        no API server answers\r\n\x00"...)
-	code = append(append(code, make([]byte, 510-len(code))...), 0x55, 0xaa)
-	file := filepath.Join(t.TempDir(), phase+".raw")
-	if err := os.WriteFile(file, code, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return file
-}
-
-// workIn are the processes that have something to do with a directory.
-func workIn(t *testing.T, dir string) (pids []int) {
-	t.Helper()
-	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range all {
-		if line, _ := os.ReadFile(f); bytes.Contains(line, []byte(dir)) {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
-			pids = append(pids, pid)
-		}
-	}
-	return pids
+	return need.Guest(t, "\x1b[H\x1b[2Jkimage     k8s\r\nphase      "+phase+" since 2026-11-26 11:07:06 UTC\r\nwhy        no API server answers\r\n")
 }
 
 // ended: of the machines in dir there is nothing left but the cluster file and its
 // secrets.
 func ended(t *testing.T, dir string) {
 	t.Helper()
-	if left := workIn(t, dir); len(left) > 0 {
+	if left := need.Processes(t, dir); len(left) > 0 {
 		t.Errorf("processes %v are left", left)
 	}
 	entries, err := os.ReadDir(dir)
@@ -151,7 +126,7 @@ func TestUpNeverReady(t *testing.T) {
 	}
 
 	// As by this computer's power cut.
-	for _, pid := range workIn(t, dirs[0]) {
+	for _, pid := range need.Processes(t, dirs[0]) {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
 	out, _, status = in(t, dirs[0], "status")
@@ -194,7 +169,7 @@ func TestUpRefuses(t *testing.T) {
 	if err != nil || len(left) > 0 {
 		t.Errorf("left are %v, %v", left, err)
 	}
-	if left := workIn(t, dir); len(left) > 0 {
+	if left := need.Processes(t, dir); len(left) > 0 {
 		t.Errorf("processes %v are left", left)
 	}
 }

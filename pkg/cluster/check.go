@@ -350,6 +350,12 @@ func (c *checker) machine(t Target) {
 		}
 	}
 	c.machineNetwork(t, at)
+	if t.Machine.QEMU.CPUs < 0 {
+		c.bad(at("qemu.cpus"), "give a number of processors")
+	}
+	if m := t.Machine.QEMU.MemoryMiB; m < 0 || m > 0 && m < 512 {
+		c.bad(at("qemu.memoryMiB"), "give 512 or more")
+	}
 	for i, s := range m.NTP {
 		if _, err := netip.ParseAddr(s); err != nil && !dnsName.MatchString(strings.ToLower(s)) {
 			c.bad(at(fmt.Sprintf("ntp[%d]", i)), "not a host name or address")
@@ -420,57 +426,6 @@ func (c *checker) label(path, key, value string) {
 	}
 	if !labelValue.MatchString(value) {
 		c.bad(path, "not a label's value (at most 63 letters, digits, - _ .)")
-	}
-}
-
-func (c *checker) machineNetwork(t Target, at func(string) string) {
-	if t.Machine.QEMU.CPUs < 0 {
-		c.bad(at("qemu.cpus"), "give a number of processors")
-	}
-	if m := t.Machine.QEMU.MemoryMiB; m < 0 || m > 0 && m < 512 {
-		c.bad(at("qemu.memoryMiB"), "give 512 or more")
-	}
-	n := t.Machine.Network
-	for i, g := range n.Gateway {
-		path := at("network.gateway")
-		ip, err := netip.ParseAddr(g)
-		if err != nil {
-			c.bad(path, "not an address")
-			continue
-		}
-		if i > 1 || i == 1 && ip.Is4() == netip.MustParseAddr(zero(n.Gateway[0])).Is4() {
-			c.bad(path, "at most one gateway per family")
-		}
-		if slices.Contains(t.Addresses, ip.String()) {
-			c.bad(path, "this is the machine's own address")
-		}
-	}
-	for i, s := range n.Nameservers {
-		if _, err := netip.ParseAddr(s); err != nil {
-			c.bad(at(fmt.Sprintf("network.nameservers[%d]", i)), "not an address")
-		}
-	}
-	if n.VLAN < 0 || n.VLAN > 4094 {
-		c.bad(at("network.vlan"), "give a VLAN ID from 1 to 4094")
-	}
-	if n.MTU != 0 && (n.MTU < 1280 || n.MTU > 65535) {
-		c.bad(at("network.mtu"), "give a number of bytes from 1280 to 65535")
-	}
-	if len(n.Gateway) == 0 && len(n.Nameservers) == 0 && n.VLAN == 0 && n.MTU == 0 {
-		return
-	}
-	switch {
-	case t.Pool:
-		c.bad(at("network"), "a static network needs a fixed address, and the machines of a pool have none: list them under spec.nodes, or use DHCP")
-	case len(t.Addresses) == 0:
-		c.bad(at("network"), "a static network needs %s.address", t.path)
-	case t.Match.MAC == "":
-		c.bad(at("network"), "a static network needs %s.match.mac: it tells which card is meant", t.path)
-	}
-	for _, a := range t.Addresses {
-		if _, ok := c.prefix(a); !ok {
-			c.bad(at("network"), "a static network needs the CIDR that holds %s under spec.network.nodes", a)
-		}
 	}
 }
 

@@ -3,7 +3,6 @@ package local
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -36,30 +35,12 @@ func TestMain(m *testing.M) {
 	log.Fatal(Set{Dir: os.Args[1]}.Supervise(context.Background(), log.Printf))
 }
 
-// shows is a disk whose boot sector writes a text to the serial port and halts:
-// xor ax, ax; mov ds, ax; mov si, text; and lodsb, out 0x3f8 until a zero.
-func shows(t *testing.T, text string) string {
-	t.Helper()
-	code := []byte{0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x15, 0x7c, 0xac, 0x84, 0xc0, 0x74, 0x06, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xf5, 0xf4, 0xeb, 0xfd}
-	sector := append(append(code, text...), 0)
-	if len(sector) > 510 {
-		t.Fatal("the text is too long for a boot sector")
-	}
-	sector = append(append(sector, make([]byte, 510-len(sector))...), 0x55, 0xaa)
-	file := filepath.Join(t.TempDir(), "image")
-	if err := os.WriteFile(file, sector, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return file
-}
-
 func screen(phase, why string) string {
 	return redraw + "kimage     a of demo (worker)\r\nphase      " + phase + " since 2026-11-26 11:07:06 UTC\r\nwhy        " + why + "\r\nmore       kimage-agent status\r\n\r\n"
 }
 
 func startSet(t *testing.T, images ...string) Set {
 	t.Helper()
-	need.Program(t, "qemu-system-x86_64", "qemu-system-x86")
 	t.Setenv(supervisorVariable, "yes")
 	s := Set{Dir: filepath.Join(t.TempDir(), "demo.local")}
 	spec := Spec{Accel: "tcg", Subnet: netip.MustParsePrefix("172.17.8.0/24"), Server: netip.MustParseAddr("172.17.8.1")}
@@ -85,22 +66,6 @@ func begin(t *testing.T, s Set) {
 	}
 }
 
-// processes are those that work with files of the set.
-func processes(t *testing.T, s Set) (pids []int) {
-	t.Helper()
-	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range all {
-		if line, _ := os.ReadFile(f); bytes.Contains(line, []byte(s.Dir)) {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for end := time.Now().Add(30 * time.Second); !is(); time.Sleep(50 * time.Millisecond) {
@@ -113,7 +78,7 @@ func eventually(t *testing.T, what string, is func() bool) {
 // TestSet: machines run without the process that started them, are waited for,
 // replaced and switched off and on, and at the end nothing is left of them.
 func TestSet(t *testing.T) {
-	s := startSet(t, shows(t, screen("ready", "nothing")), shows(t, screen("ready", "nothing")))
+	s := startSet(t, need.Guest(t, screen("ready", "nothing")), need.Guest(t, screen("ready", "nothing")))
 	run, err := os.ReadFile(filepath.Join(s.Dir, runFile))
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +105,7 @@ func TestSet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec.Machine("b").Image = shows(t, screen("waiting", "no API server answers: asking the\r\n           other masters"))
+	spec.Machine("b").Image = need.Guest(t, screen("waiting", "no API server answers: asking the\r\n           other masters"))
 	if err := s.Write(spec); err != nil {
 		t.Fatal(err)
 	}
@@ -165,13 +130,13 @@ func TestSet(t *testing.T) {
 	}
 	eventually(t, "b shows its screen again", func() bool { return s.Screen("b").Phase == "waiting" })
 
-	if n := len(processes(t, s)); n != 3 {
+	if n := len(need.Processes(t, s.Dir)); n != 3 {
 		t.Errorf("%d processes, not a supervisor and two machines", n)
 	}
 	if err := s.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if left := processes(t, s); len(left) > 0 {
+	if left := need.Processes(t, s.Dir); len(left) > 0 {
 		t.Errorf("processes %v are left", left)
 	}
 	if _, err := os.Stat(strings.TrimSpace(string(run))); !errors.Is(err, os.ErrNotExist) {
@@ -188,7 +153,7 @@ func TestSet(t *testing.T) {
 // TestKilledSupervisor: machines do not outlive their supervisor, and run again from
 // their disks, behind the same port.
 func TestKilledSupervisor(t *testing.T) {
-	s := startSet(t, shows(t, screen("ready", "nothing")))
+	s := startSet(t, need.Guest(t, screen("ready", "nothing")))
 	before, err := s.Status(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -197,7 +162,7 @@ func TestKilledSupervisor(t *testing.T) {
 	if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "all are gone", func() bool { on, _ := s.Running(); return !on && len(processes(t, s)) == 0 })
+	eventually(t, "all are gone", func() bool { on, _ := s.Running(); return !on && len(need.Processes(t, s.Dir)) == 0 })
 	begin(t, s)
 	after, err := s.Status(t.Context())
 	if err != nil {
@@ -239,7 +204,7 @@ func TestStartFails(t *testing.T) {
 			if err := s.Start(t.Context(), program, s.Dir); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%v", err)
 			}
-			if left := processes(t, s); len(left) > 0 {
+			if left := need.Processes(t, s.Dir); len(left) > 0 {
 				t.Errorf("processes %v are left", left)
 			}
 		})
@@ -254,7 +219,6 @@ func TestAPI(t *testing.T) {
 	}
 	var servers []*server
 	var ports []int
-	roots := x509.NewCertPool()
 	for i := range 3 {
 		s := &server{ready: i > 0}
 		s.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -264,7 +228,6 @@ func TestAPI(t *testing.T) {
 			fmt.Fprint(w, i)
 		}))
 		defer s.Close()
-		roots.AddCert(s.Certificate())
 		_, port, _ := net.SplitHostPort(s.Listener.Addr().String())
 		p, _ := strconv.Atoi(port)
 		servers, ports = append(servers, s), append(ports, p)
