@@ -43,7 +43,7 @@ func TestUp(t *testing.T) {
 	started := time.Now()
 	out := run("up", "--os", system, "--image", image, "--timeout", "15m")
 	t.Logf("Ready after %s", time.Since(started).Round(time.Second))
-	if !regexp.MustCompile(`(?m)^k8s-01 +Ready +control-plane +v1\.`).MatchString(out) {
+	if !regexp.MustCompile(`(?m)^k8s-01 +Ready +control-plane,worker +v1\.`).MatchString(out) {
 		t.Errorf("kimage up shows\n%s", out)
 	}
 	_, config, ok := strings.Cut(out, "export KUBECONFIG=")

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -151,6 +152,22 @@ func (l *localCluster) bake(ctx context.Context) (string, error) {
 		return image, os.Remove(result.Artifacts[0].Path)
 	}
 	return image, os.Rename(result.Artifacts[0].Path, image)
+}
+
+// prune removes the baked images that no machine boots from any more.
+func (l *localCluster) prune(now local.Spec) error {
+	all, err := filepath.Glob(l.in("images", "*.raw"))
+	if err != nil {
+		return err
+	}
+	for _, image := range all {
+		if !slices.ContainsFunc(now.Machines, func(m local.Machine) bool { return m.Image == image }) {
+			if err := os.Remove(image); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // configure writes what the machines are told, and names it in the spec. The file's

@@ -52,6 +52,9 @@ file now describes it, with an image baked now. The cluster repairs itself.`,
 			if err := l.Replace(cmd.Context(), name); err != nil {
 				return err
 			}
+			if err := l.prune(now); err != nil {
+				return err
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), u.timeout)
 			defer cancel()
 			if err := l.AwaitReady(ctx, cmd.ErrOrStderr()); err != nil {

@@ -204,9 +204,9 @@ func (l *localCluster) tellConsoles(w io.Writer) {
 func (l *localCluster) discard(w io.Writer) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if err := l.Stop(ctx); err != nil {
+	if err := l.Remove(ctx); err != nil {
 		return err
 	}
 	fmt.Fprintf(w, "ended the machines and removed %s\n", l.Dir)
-	return os.RemoveAll(l.Dir)
+	return nil
 }

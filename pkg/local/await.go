@@ -30,6 +30,7 @@ type Wait struct {
 
 	started time.Time
 	seen    map[string]Screen
+	told    map[string]bool      // lines
 	news    map[string]time.Time // when it last showed something new, or was asked
 	drawn   int
 }
@@ -38,7 +39,7 @@ type Wait struct {
 // line for each, redrawn in place; else one for every change. It is an error when a
 // machine goes off.
 func (w *Wait) Ready(ctx context.Context) error {
-	w.started, w.seen, w.news = time.Now(), map[string]Screen{}, map[string]time.Time{}
+	w.started, w.seen, w.told, w.news = time.Now(), map[string]Screen{}, map[string]bool{}, map[string]time.Time{}
 	for {
 		st, err := w.Set.Status(ctx)
 		if err != nil {
@@ -84,8 +85,9 @@ func (w *Wait) look(ctx context.Context, m MachineStatus) Screen {
 		return before
 	}
 	w.news[m.Name], w.seen[m.Name] = time.Now(), now
-	if !w.terminal() {
-		fmt.Fprintf(w.Out, "%6s  %s\n", time.Since(w.started).Round(time.Second), line(m.Name, now))
+	if text := line(m.Name, now); !w.terminal() && !w.told[text] { // what comes and goes is told once
+		w.told[text] = true
+		fmt.Fprintf(w.Out, "%6s  %s\n", time.Since(w.started).Round(time.Second), text)
 	}
 	return now
 }

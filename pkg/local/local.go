@@ -92,6 +92,8 @@ const (
 	runFile  = "run"
 	logFile  = "supervisor.log"
 	control  = "control" // in the directory of sockets
+
+	runPrefix = "kimage-run" // of that directory's name
 )
 
 func (s Set) path(name string) string { return filepath.Join(s.Dir, name) }
@@ -198,6 +200,26 @@ func (s Set) Stop(ctx context.Context) error {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// Remove ends the machines, and removes all that is theirs.
+func (s Set) Remove(ctx context.Context) error {
+	if err := s.Stop(ctx); err != nil {
+		return err
+	}
+	return errors.Join(s.sweep(), os.RemoveAll(s.Dir))
+}
+
+// sweep removes the sockets of a supervisor that was killed.
+func (s Set) sweep() error {
+	run, err := os.ReadFile(s.path(runFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if dir := strings.TrimSpace(string(run)); err == nil && strings.HasPrefix(filepath.Base(dir), runPrefix) {
+		err = os.RemoveAll(dir)
+	}
+	return err
 }
 
 // Replace destroys a machine and boots it fresh, by what machines.json now says.

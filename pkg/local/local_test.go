@@ -163,7 +163,14 @@ func TestKilledSupervisor(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "all are gone", func() bool { on, _ := s.Running(); return !on && len(need.Processes(t, s.Dir)) == 0 })
+	run, err := os.ReadFile(filepath.Join(s.Dir, runFile))
+	if err != nil {
+		t.Fatal(err)
+	}
 	begin(t, s)
+	if _, err := os.Stat(strings.TrimSpace(string(run))); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the sockets' directory of the one that was killed: %v", err)
+	}
 	after, err := s.Status(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -54,7 +54,10 @@ func (s Set) Supervise(ctx context.Context, logf func(string, ...any)) error {
 	if v.spec, err = s.Spec(); err != nil {
 		return err
 	}
-	if v.run, err = os.MkdirTemp("", "kimage"); err != nil {
+	if err := s.sweep(); err != nil {
+		return err
+	}
+	if v.run, err = os.MkdirTemp("", runPrefix); err != nil {
 		return err
 	}
 	defer os.RemoveAll(v.run)
