@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/kimage-project/kimage/pkg/lan"
+	"github.com/kimage-project/kimage/pkg/local"
 	"github.com/kimage-project/kimage/pkg/qemu"
 )
 
@@ -258,21 +259,13 @@ func (c *cluster) awaitReady(limit time.Duration) {
 	}
 }
 
-// takeTurns leaves the host's processors to the master whose control plane starts,
-// until ctx ends: what other emulated machines do meanwhile, and what those do that
-// are ready, is more than half of what there is, and an API server that takes more
-// than a minute to start ends itself.
+// takeTurns sets the machines' priorities until ctx ends: what emulated machines do
+// that are ready, or wait, is more than half of what the host has.
 func (c *cluster) takeTurns(ctx context.Context) {
 	now := make([]int, len(c.nodes))
 	for ctx.Err() == nil {
 		for i, n := range c.nodes {
-			nice := 6
-			switch phase := phaseOf(n.Machine); {
-			case n.has("master") && (phase == "init" || phase == "join" || phase == "joined"):
-				nice = 0
-			case phase == "" || phase == "machine" || phase == "etcd":
-				nice = 3
-			}
+			nice := local.Nice(phaseOf(n.Machine), n.has("master"))
 			if nice == now[i] || !n.Started() {
 				continue
 			}

@@ -3,6 +3,9 @@
 package e2e
 
 import (
+	"crypto/tls"
+	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -13,33 +16,61 @@ import (
 	"github.com/kimage-project/kimage/pkg/need"
 )
 
-// TestUp: kimage up makes a cluster on this computer, which is there after it has
-// ended: kubectl, SSH, status and the machine's own words; kimage down leaves nothing.
-func TestUp(t *testing.T) {
-	kubectlProgram := need.Built(t, "kubectl")
+// up is a cluster of kimage up.
+type up struct {
+	t           *testing.T
+	dir, kimage string
+}
+
+func newUp(t *testing.T) up {
+	t.Helper()
 	kimage, err := filepath.Abs("../bin/kimage")
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	run := func(args ...string) string {
-		t.Helper()
-		cmd := exec.Command(kimage, args...)
-		cmd.Dir = dir
-		var words strings.Builder
-		cmd.Stderr = &words
-		out, err := cmd.Output()
-		if err != nil {
-			t.Fatalf("kimage %s: %v\n%s\n%s", strings.Join(args, " "), err, words.String(), out)
-		}
-		t.Logf("kimage %s\n%s%s", strings.Join(args, " "), words.String(), out)
-		return string(out)
+	u := up{t, t.TempDir(), kimage}
+	t.Cleanup(func() { u.command("down").Run() })
+	return u
+}
+
+func (u up) command(args ...string) *exec.Cmd {
+	cmd := exec.Command(u.kimage, args...)
+	cmd.Dir = u.dir
+	return cmd
+}
+
+// run is a command that has to succeed.
+func (u up) run(args ...string) string {
+	u.t.Helper()
+	cmd := u.command(args...)
+	var words strings.Builder
+	cmd.Stderr = &words
+	out, err := cmd.Output()
+	if err != nil {
+		u.t.Fatalf("kimage %s: %v\n%s\n%s", strings.Join(args, " "), err, words.String(), lastLines(string(out), 60))
 	}
-	t.Cleanup(func() {
-		cmd := exec.Command(kimage, "down")
-		cmd.Dir = dir
-		cmd.Run()
-	})
+	u.t.Logf("kimage %s\n%s%s", strings.Join(args, " "), words.String(), lastLines(string(out), 30))
+	return string(out)
+}
+
+// down ends it, and looks for what is left.
+func (u up) down() {
+	u.t.Helper()
+	u.run("down")
+	if left, err := filepath.Glob(filepath.Join(u.dir, "*.local")); err != nil || len(left) > 0 {
+		u.t.Errorf("left are %v, %v", left, err)
+	}
+	if left := need.Processes(u.t, u.dir); len(left) > 0 {
+		u.t.Errorf("processes %v are left", left)
+	}
+}
+
+// TestUp: kimage up makes a cluster on this computer, which is there after it has
+// ended: kubectl, SSH, status and the machine's own words; kimage down leaves nothing.
+func TestUp(t *testing.T) {
+	kubectlProgram := need.Built(t, "kubectl")
+	u := newUp(t)
+	run := u.run
 	started := time.Now()
 	out := run("up", "--os", system, "--image", image, "--timeout", "15m")
 	t.Logf("Ready after %s", time.Since(started).Round(time.Second))
@@ -63,11 +94,61 @@ func TestUp(t *testing.T) {
 	if out := run("logs", "k8s-01"); !strings.Contains(out, "phase ready") {
 		t.Errorf("the journal: %d bytes without the agent's phases", len(out))
 	}
-	run("down")
-	if left, err := filepath.Glob(filepath.Join(dir, "*.local")); err != nil || len(left) > 0 {
-		t.Errorf("left are %v, %v", left, err)
+	u.down()
+}
+
+// TestUp3: a cluster of three by kimage up. A machine that is master and etcd member is
+// destroyed and booted fresh under its name; the API answers meanwhile, the cluster
+// has three members again and nothing is left of the old one.
+func TestUp3(t *testing.T) {
+	enough(t, 3, "make e2e")
+	u := newUp(t)
+	u.run("up", "--topology", "3", "--os", system, "--image", image, "--timeout", "45m")
+	config, err := os.ReadFile(filepath.Join(u.dir, "cluster.local/kubeconfig"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if left := need.Processes(t, dir); len(left) > 0 {
-		t.Errorf("processes %v are left", left)
+	server := regexp.MustCompile(`https://127\.0\.0\.1:[0-9]+`).FindString(string(config))
+	stop := watchAPI(server)
+	u.run("replace", "k8s-01", "--image", image, "--timeout", "40m")
+	gap := stop()
+	t.Logf("the longest time without an API server: %s", gap.Round(100*time.Millisecond))
+	if gap > longestGap {
+		t.Error("that is too long")
 	}
+	health := u.run("ssh", "k8s-02", "sudo etcdctl --endpoints=https://127.0.0.1:7446 --command-timeout=60s --cacert=/etc/kimage/pki/etcd-ca.crt --cert=/etc/kimage/pki/apiserver-etcd-client.crt --key=/etc/kimage/pki/apiserver-etcd-client.key endpoint health --cluster 2>&1")
+	if strings.Count(health, "is healthy") != 3 || strings.Contains(health, "unhealthy") {
+		t.Errorf("etcd:\n%s", health)
+	}
+	u.run("status")
+	u.down()
+}
+
+// longestGap is ten seconds of a machine that is ten times as slow.
+const longestGap = 100 * time.Second
+
+// watchAPI asks every second whether the API server is ready, until stop, which
+// returns the longest time in which it was not.
+func watchAPI(server string) (stop func() time.Duration) {
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	end, longest := make(chan struct{}), make(chan time.Duration)
+	go func() {
+		var gap time.Duration
+		for last := time.Now(); ; {
+			if a, err := client.Get(server + "/readyz"); err == nil {
+				a.Body.Close()
+				if a.StatusCode == http.StatusOK {
+					last = time.Now()
+				}
+			}
+			gap = max(gap, time.Since(last))
+			select {
+			case <-end:
+				longest <- gap
+				return
+			case <-time.After(time.Second):
+			}
+		}
+	}()
+	return func() time.Duration { close(end); return <-longest }
 }

@@ -28,13 +28,18 @@ func support() (cluster.Support, error) {
 	return s, err
 }
 
-// readCluster reads the cluster file and tells its warnings.
-func readCluster(cmd *cobra.Command, name string) (*cluster.File, error) {
+// loadCluster reads the cluster file.
+func loadCluster(name string) (*cluster.File, error) {
 	s, err := support()
 	if err != nil {
 		return nil, err
 	}
-	f, err := cluster.Read(name, s)
+	return cluster.Read(name, s)
+}
+
+// readCluster reads the cluster file and tells its warnings.
+func readCluster(cmd *cobra.Command, name string) (*cluster.File, error) {
+	f, err := loadCluster(name)
 	if err != nil {
 		return nil, err
 	}

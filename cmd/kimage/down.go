@@ -16,7 +16,7 @@ func newDown() *cobra.Command {
 configs and key. The cluster file and the cluster's secrets stay.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := readCluster(cmd, file)
+			f, err := loadCluster(file)
 			if err != nil {
 				return err
 			}

@@ -15,7 +15,7 @@ func newKubeconfig() *cobra.Command {
 		Example: "  kimage kubeconfig > ~/.kube/demo",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			l, err := openLocal(cmd, file)
+			l, err := openLocal(file)
 			if err != nil {
 				return err
 			}

@@ -49,9 +49,10 @@ func localOf(f *cluster.File) (*localCluster, error) {
 	return &localCluster{Set: local.Set{Dir: dir}, file: f, user: o.User}, nil
 }
 
-// openLocal is the cluster of -f, which has local machines.
-func openLocal(cmd *cobra.Command, file string) (*localCluster, error) {
-	f, err := readCluster(cmd, file)
+// openLocal is the cluster of -f, which has local machines. What the file is to be
+// warned of was told when they were made.
+func openLocal(file string) (*localCluster, error) {
+	f, err := loadCluster(file)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +96,7 @@ func forMachine(cmd *cobra.Command, act func(*cobra.Command, *localCluster, loca
 	var file string
 	clusterFlag(cmd, &file)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		l, err := openLocal(cmd, file)
+		l, err := openLocal(file)
 		if err != nil {
 			return err
 		}
@@ -183,6 +184,9 @@ func (l *localCluster) configure(cmd *cobra.Command, identity string, spec *loca
 			ssh.AuthorizedKeys = append(ssh.AuthorizedKeys[:len(ssh.AuthorizedKeys):len(ssh.AuthorizedKeys)], key.Public)
 		}
 	}
+	if spec.Accel == "tcg" {
+		unhurried(&l.file.Cluster.Spec)
+	}
 	s, err := state.Open(openState(cmd, l.file, identity))
 	if err != nil {
 		return nil, err
@@ -204,6 +208,29 @@ func (l *localCluster) configure(cmd *cobra.Command, identity string, spec *loca
 		}
 	}
 	return s, nil
+}
+
+// unhurried lets the control plane of emulated machines be slow, where the file does
+// not say how fast it is to be: by its own times it gives up being the leader, ends
+// itself, and all that its start costs is due again.
+func unhurried(spec *cluster.Spec) {
+	set := func(o *cluster.Object, key string, value any) {
+		if *o == nil {
+			*o = cluster.Object{}
+		}
+		if _, is := (*o)[key]; !is {
+			(*o)[key] = value
+		}
+	}
+	var args []any
+	for _, x := range [][2]string{{"leader-elect-lease-duration", "120s"}, {"leader-elect-renew-deadline", "100s"}, {"leader-elect-retry-period", "15s"}} {
+		args = append(args, map[string]any{"name": x[0], "value": x[1]})
+	}
+	for _, component := range []string{"controllerManager", "scheduler"} {
+		set(&spec.Kubeadm, component, map[string]any{"extraArgs": args})
+	}
+	set(&spec.Kubelet, "nodeLeaseDurationSeconds", 120)
+	set(&spec.Kubelet, "nodeStatusUpdateFrequency", "20s")
 }
 
 func (l *localCluster) writeConfig(ctx context.Context, s *state.Store) error {

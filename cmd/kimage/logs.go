@@ -17,7 +17,7 @@ func newLogs() *cobra.Command {
 		Example: "  kimage logs k8s-01\n  kimage logs --console k8s-01",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			l, err := openLocal(cmd, file)
+			l, err := openLocal(file)
 			if err != nil {
 				return err
 			}

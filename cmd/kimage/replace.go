@@ -20,7 +20,7 @@ file now describes it, with an image baked now. The cluster repairs itself.`,
 		Example: "  kimage replace k8s-01",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			l, err := openLocal(cmd, u.file)
+			l, err := openLocal(u.file)
 			if err != nil {
 				return err
 			}

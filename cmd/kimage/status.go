@@ -45,7 +45,7 @@ others; of machines that none has heard of, the console shows how far they are.
 Exits with 1 unless all are ready.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			l, err := openLocal(cmd, file)
+			l, err := openLocal(file)
 			if err != nil {
 				return err
 			}

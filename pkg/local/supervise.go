@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -78,6 +79,7 @@ func (s Set) Supervise(ctx context.Context, logf func(string, ...any)) error {
 			return fmt.Errorf("starting %s: %w", m.Name, err)
 		}
 	}
+	go v.takeTurns(ctx)
 	return v.answer(ctx)
 }
 
@@ -250,6 +252,13 @@ func (v *supervisor) replace(ctx context.Context, m Machine) error {
 		return err
 	}
 	return v.start(ctx, m)
+}
+
+// list is a copy of the machines.
+func (v *supervisor) list() []Machine {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Clone(v.spec.Machines)
 }
 
 func (v *supervisor) machine(name string) *qemu.Machine {

@@ -1,0 +1,62 @@
+package local
+
+import (
+	"context"
+	"runtime"
+	"time"
+
+	"github.com/kimage-project/kimage/pkg/qemu"
+)
+
+// turnsEvery is how often the machines' priorities are looked at.
+const turnsEvery = 5 * time.Second
+
+// Nice is the priority, as in setpriority(2), that a machine in a phase of the agent's
+// has among others on few processors: what starts a control plane goes first, because
+// an API server that takes more than a minute to start ends itself; who is ready, or
+// waits for others, steps back.
+func Nice(phase string, master bool) int {
+	switch {
+	case master && (phase == "init" || phase == "join" || phase == "joined"):
+		return 0
+	case phase == "", phase == "machine", phase == "etcd":
+		return 3
+	}
+	return 6
+}
+
+// takeTurns sets priorities until ctx ends, where machines are emulated and have more
+// processors than this computer. Who is not root cannot take a lower priority back:
+// then all that have waited once are equals.
+func (v *supervisor) takeTurns(ctx context.Context) {
+	cpus, now := 0, map[*qemu.Machine]int{}
+	for _, m := range v.list() {
+		cpus += m.CPUs
+	}
+	if v.spec.Accel == "kvm" || cpus <= runtime.NumCPU() {
+		return
+	}
+	for tick := time.Tick(turnsEvery); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick:
+		}
+		phases, ready := map[string]string{}, true
+		all := v.list()
+		for _, m := range all {
+			phases[m.Name] = v.set.Screen(m.Name).Phase
+			ready = ready && phases[m.Name] == PhaseReady
+		}
+		for _, m := range all {
+			nice := Nice(phases[m.Name], m.API)
+			if ready {
+				nice = 0
+			}
+			if q := v.machine(m.Name); q != nil && !q.Off() && now[q] != nice {
+				q.SetNice(nice) // an error: it has just ended, or see above
+				now[q] = nice
+			}
+		}
+	}
+}
