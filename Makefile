@@ -70,7 +70,7 @@ integration: deps
 # How many machines one story may boot.
 MACHINES ?= $(if $(CI),1,3)
 e2e: deps build
-	KIMAGE_E2E_MACHINES=$(MACHINES) $(GO) test -tags e2e -count=1 -v -timeout $$((20 + 40 * $(MACHINES)))m -run '$(RUN)' ./e2e
+	KIMAGE_E2E_MACHINES=$(MACHINES) $(GO) test -tags e2e -count=1 -v -timeout $$((20 + 60 * $(MACHINES)))m -run '$(RUN)' ./e2e
 
 SEED ?= 0
 CHAOS := $(GO) test -tags chaos -count=1 -v -run "TestChaos$$|TestChaosRepair|TestTheseus|TestEtcd" -parallel 3 -timeout 4h ./bootstrap/etcd -seed $(SEED)
@@ -99,5 +99,5 @@ fuzz:
 	$(GO) test ./pkg/qcow2 -run '^$$' -fuzz FuzzRead -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 
 clean:
-	[ ! -d demo ] || (cd demo && ../bin/kimage down)
+	[ ! -d demo -o ! -x bin/kimage ] || (cd demo && ../bin/kimage down)
 	rm -rf bin out demo $(AGENT)

@@ -25,8 +25,9 @@ type ear struct {
 	now    func() time.Time
 	after  time.Duration
 
-	since time.Time // no master has answered; zero: one has
-	stop  func()    // nil: it does not listen
+	since time.Time     // no master has answered; zero: one has
+	stop  func()        // nil: it does not listen
+	ended chan struct{} // closed when it does no longer
 }
 
 // newEar is nil on masters, which hear everybody, and on etcd members, whose
@@ -42,6 +43,13 @@ func (a *Agent) newEar() *ear {
 
 // heard is told after each round of reports whether a master answered.
 func (e *ear) heard(ctx context.Context, answered bool) {
+	if e != nil && e.stop != nil {
+		select {
+		case <-e.ended:
+			e.stop = nil // the port was not free: it tries again
+		default:
+		}
+	}
 	switch {
 	case e == nil:
 	case answered:
@@ -53,6 +61,7 @@ func (e *ear) heard(ctx context.Context, answered bool) {
 		e.logf("no master answers: listening for a roster that names others")
 		ctx, cancel := context.WithCancel(ctx)
 		ended := make(chan struct{})
+		e.ended = ended
 		go func() {
 			defer close(ended)
 			if err := e.listen(ctx); err != nil && ctx.Err() == nil {
@@ -115,7 +124,7 @@ func (a *Agent) silent(ctx context.Context) map[string][]string {
 		case m.Report != nil:
 			all[m.Name] = slices.Concat(m.Addresses, m.Report.Addresses)
 		default:
-			all[m.Name], lacks = m.Addresses, lacks || len(m.Addresses) == 0
+			all[m.Name], lacks = slices.Clone(m.Addresses), lacks || len(m.Addresses) == 0
 		}
 	}
 	if lacks {

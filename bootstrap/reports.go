@@ -143,7 +143,8 @@ func (a *Agent) reportTo(ctx context.Context, client *report.Client, to nodeconf
 		}
 		a.seen.noteClock(to.Name, byReport, clock)
 		a.seen.noteRefusal(to.Name, refusal)
-		return false
+		_, answered = errors.AsType[*report.Refused](err)
+		return answered
 	}
 	a.seen.noteClock(to.Name, byReport, &peer.Clock{Name: to.Name, Ahead: ahead})
 	a.seen.noteRefusal(to.Name, "")

@@ -27,9 +27,13 @@ func (n *Node) fetchImages(ctx context.Context) error {
 	defer cancel()
 	for _, d := range []daemonSet{proxySet, flannelSet} {
 		var o kubeapi.Object
-		if err := c.Get(ctx, d.path(), nil, &o); kubeapi.Is(err, 404) {
+		switch err := c.Get(ctx, d.path(), nil, &o); {
+		case kubeapi.Is(err, 404):
 			continue
-		} else if err != nil {
+		case kubeapi.Is(err, 403): // the masters are of an older kimage
+			n.Logf("the cluster does not let this machine ask which image %s has on new machines: it may lack it", d.name)
+			continue
+		case err != nil:
 			return fmt.Errorf("asking which image %s has on new machines: %w", d.name, err)
 		}
 		for _, containers := range containersOf(o) {

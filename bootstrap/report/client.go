@@ -26,6 +26,11 @@ type Client struct {
 	Port int // 0: Port
 }
 
+// Refused is what a master says that does not take a report.
+type Refused struct{ Why string }
+
+func (r *Refused) Error() string { return "it refuses: " + r.Why }
+
 // Send tells one master, and returns its answer and how far its clock is ahead
 // of this machine's. The connection is made for it and closed: thousands of
 // idle ones would cost the masters more than a handshake a minute.
@@ -56,7 +61,7 @@ func (c *Client) Send(ctx context.Context, to nodeconf.Master, m Message) (a Ans
 	}
 	took := c.Now().Sub(sent)
 	if resp.StatusCode != http.StatusOK {
-		return a, 0, fmt.Errorf("it refuses: %s", Plain(string(bytes.TrimSpace(data)), maxWhy))
+		return a, 0, &Refused{Plain(string(bytes.TrimSpace(data)), maxWhy)}
 	}
 	if err := json.Unmarshal(data, &a); err != nil {
 		return a, 0, fmt.Errorf("reading the answer: %w", err)

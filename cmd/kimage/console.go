@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,7 +22,7 @@ func newConsole() *cobra.Command {
 	return forMachine(&cobra.Command{
 		Use:   "console NODE",
 		Short: "Connect this terminal with a machine's serial console",
-		Long:  "Connects this terminal with the serial console of a machine of kimage up. Ctrl-] ends it.",
+		Long:  "Connects this terminal with the serial console of a machine of kimage up. Ctrl-] ends it.\nIt has room for one: a second one waits until the first has ended.",
 		Args:  cobra.ExactArgs(1),
 	}, func(cmd *cobra.Command, l *localCluster, m local.MachineStatus, _ []string) error {
 		conn, err := net.Dial("unix", m.Console)
@@ -30,12 +31,12 @@ func newConsole() *cobra.Command {
 		}
 		defer conn.Close()
 		fmt.Fprintf(cmd.ErrOrStderr(), "the console of %s; Ctrl-] ends this\n%s\n", m.Name, l.ConsoleTail(m.Name, 20))
-		return attach(conn)
+		return attach(cmd.Context(), conn)
 	})
 }
 
-// attach joins the terminal and a console until either ends.
-func attach(conn io.ReadWriter) error {
+// attach joins the terminal and a console until either ends, or ctx does.
+func attach(ctx context.Context, conn io.ReadWriter) error {
 	if in := int(os.Stdin.Fd()); term.IsTerminal(in) {
 		before, err := term.MakeRaw(in)
 		if err != nil {
@@ -69,5 +70,10 @@ func attach(conn io.ReadWriter) error {
 			}
 		}
 	}()
-	return <-ended
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
 }

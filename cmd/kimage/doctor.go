@@ -28,6 +28,7 @@ that every build needs; what only some builds need is shown, too.`,
 				{"--components source", slices.Concat(doctor.Source, doctor.SourceImages)},
 				{"kimage config --seed", doctor.Seed},
 				{"booting an image here", doctor.Boot},
+				{"a cluster here (kimage up)", doctor.Run},
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
 			var packages []string

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"io/fs"
+	"os"
 
 	"github.com/spf13/cobra"
 )
@@ -16,19 +17,18 @@ func newDown() *cobra.Command {
 configs and key. The cluster file and the cluster's secrets stay.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := loadCluster(file)
+			l, err := localOf(file)
 			if err != nil {
 				return err
 			}
-			l, err := localOf(f)
+			if _, err := os.Stat(l.Dir); errors.Is(err, fs.ErrNotExist) {
+				return nil // nothing to end
+			}
+			release, err := l.claim()
 			if err != nil {
 				return err
 			}
-			if _, err := l.Spec(); errors.Is(err, fs.ErrNotExist) {
-				if on, err := l.Running(); err != nil || !on {
-					return err // nothing to end
-				}
-			}
+			defer release()
 			return l.discard(cmd.ErrOrStderr())
 		},
 	}

@@ -7,8 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -24,55 +26,67 @@ import (
 	"github.com/kimage-project/kimage/pkg/qemu"
 )
 
-// localCluster is a cluster file whose machines run on this computer. All of it but
-// the secrets lies in one directory beside the file:
+// localCluster are the machines of a cluster file on this computer. All of it but the
+// secrets lies in one directory beside the file:
 //
 //	NAME.local/machines.json ...   see package local
 //	NAME.local/images/             what the machines boot
 //	NAME.local/config/             what they are told at first boot
-//	NAME.local/key                 by which kimage logs in; kubeconfig: the operator's
+//	NAME.local/key                 by which kimage logs in
+//	NAME.local/kubeconfig          the operator's, for this computer
+//	NAME.local/claim               locked by who makes, changes or removes it
 type localCluster struct {
 	local.Set
-	file *cluster.File
-	user string // the account that first boot makes
+	path string // of the cluster file, which need not be right any more
 }
 
-func localOf(f *cluster.File) (*localCluster, error) {
-	dir, err := filepath.Abs(f.Stem() + ".local")
-	if err != nil {
-		return nil, err
-	}
-	o, err := images.FindOS(f.OS.Name)
-	if err != nil {
-		return nil, err
-	}
-	return &localCluster{Set: local.Set{Dir: dir}, file: f, user: o.User}, nil
+func localOf(path string) (*localCluster, error) {
+	dir, err := filepath.Abs((&cluster.File{Path: path}).Stem() + ".local")
+	return &localCluster{local.Set{Dir: dir}, path}, err
 }
 
-// openLocal is the cluster of -f, which has local machines. What the file is to be
-// warned of was told when they were made.
-func openLocal(file string) (*localCluster, error) {
-	f, err := loadCluster(file)
-	if err != nil {
-		return nil, err
-	}
-	l, err := localOf(f)
+// openLocal is the cluster of -f, which has local machines.
+func openLocal(path string) (*localCluster, error) {
+	l, err := localOf(path)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := l.Spec(); errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s has no machines on this computer: kimage up -f %s", file, file)
+		return nil, fmt.Errorf("%s has no machines on this computer: kimage up -f %s", path, path)
 	} else if err != nil {
 		return nil, err
 	}
 	return l, nil
 }
 
+const claimFile = "claim"
+
+// claim keeps others from making, changing or removing the machines until release.
+func (l *localCluster) claim() (release func(), err error) {
+	if entries, err := os.ReadDir(l.Dir); err == nil && len(entries) > 0 {
+		if _, err := os.Stat(l.in(claimFile)); errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s was not made by kimage up: move it away, or give the cluster file another name", l.Dir)
+		}
+	}
+	if err := os.MkdirAll(l.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(l.in(claimFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another kimage works on %s: wait until it has ended", l.Dir)
+	}
+	return func() { f.Close() }, nil
+}
+
 // machine is a local machine that is on.
 func (l *localCluster) machine(ctx context.Context, name string) (local.MachineStatus, error) {
 	st, err := l.Status(ctx)
 	if errors.Is(err, local.ErrNotRunning) {
-		return local.MachineStatus{}, fmt.Errorf("%w: kimage up -f %s", err, l.file.Path)
+		return local.MachineStatus{}, fmt.Errorf("%w: kimage up -f %s", err, l.path)
 	}
 	if err != nil {
 		return local.MachineStatus{}, err
@@ -130,9 +144,9 @@ func (l *localCluster) key() (qemu.Key, error) {
 }
 
 // needs are the programs that local machines take.
-func (l *localCluster) needs() error {
+func (l *localCluster) needs(f *cluster.File) error {
 	groups := [][]doctor.Need{doctor.Run}
-	if l.file.OS.FirstBoot == "cloud-init" {
+	if f.OS.FirstBoot == "cloud-init" {
 		groups = append(groups, doctor.Seed)
 	}
 	return doctor.Check(groups...)
@@ -140,9 +154,9 @@ func (l *localCluster) needs() error {
 
 // bake makes the image of the cluster file, and returns its path. An image has its
 // own name: machines that were made from another one go on with theirs.
-func (l *localCluster) bake(ctx context.Context) (string, error) {
-	spec := l.file.Cluster.Spec
-	c := images.Config{OS: l.file.OS.Name, Kubernetes: spec.Kubernetes, Runtime: spec.Runtime, Network: spec.Network.Plugin, Arch: "amd64", Formats: []string{"raw"},
+func (l *localCluster) bake(ctx context.Context, f *cluster.File) (string, error) {
+	spec := f.Cluster.Spec
+	c := images.Config{OS: f.OS.Name, Kubernetes: spec.Kubernetes, Runtime: spec.Runtime, Network: spec.Network.Plugin, Arch: "amd64", Formats: []string{"raw"},
 		Base: "auto", Components: "auto", Images: "all", Name: "new", Output: l.in("images"), Report: progress.New(os.Stderr, images.Stages)}
 	result, err := bake(ctx, c, "")
 	if err != nil {
@@ -173,25 +187,25 @@ func (l *localCluster) prune(now local.Spec) error {
 
 // configure writes what the machines are told, and names it in the spec. The file's
 // machines let kimage's own key in besides those that the file names.
-func (l *localCluster) configure(cmd *cobra.Command, identity string, spec *local.Spec) (*state.Store, error) {
+func (l *localCluster) configure(cmd *cobra.Command, f *cluster.File, identity string, spec *local.Spec) (*state.Store, error) {
 	key, err := l.key()
 	if err != nil {
 		return nil, err
 	}
-	for _, targets := range [][]cluster.Target{l.file.Nodes, l.file.Pools} {
+	for _, targets := range [][]cluster.Target{f.Nodes, f.Pools} {
 		for i := range targets {
 			ssh := &targets[i].Machine.SSH
 			ssh.AuthorizedKeys = append(ssh.AuthorizedKeys[:len(ssh.AuthorizedKeys):len(ssh.AuthorizedKeys)], key.Public)
 		}
 	}
 	if spec.Accel == "tcg" {
-		unhurried(&l.file.Cluster.Spec)
+		unhurried(&f.Cluster.Spec)
 	}
-	s, err := state.Open(openState(cmd, l.file, identity))
+	s, err := state.Open(openState(cmd, f, identity))
 	if err != nil {
 		return nil, err
 	}
-	if err := l.writeConfig(cmd.Context(), s); err != nil {
+	if err := l.writeConfig(cmd.Context(), f, s); err != nil {
 		s.Close()
 		return nil, err
 	}
@@ -201,7 +215,7 @@ func (l *localCluster) configure(cmd *cobra.Command, identity string, spec *loca
 		if m.Pool != "" {
 			dir = l.in("config", "pools", m.Pool)
 		}
-		if l.file.OS.FirstBoot == "cloud-init" {
+		if f.OS.FirstBoot == "cloud-init" {
 			m.Seed = filepath.Join(dir, ignition.SeedFile)
 		} else {
 			m.FwCfg = map[string]string{"opt/com.coreos/config": filepath.Join(dir, ignition.ConfigFile)}
@@ -233,11 +247,11 @@ func unhurried(spec *cluster.Spec) {
 	set(&spec.Kubelet, "nodeStatusUpdateFrequency", "20s")
 }
 
-func (l *localCluster) writeConfig(ctx context.Context, s *state.Store) error {
+func (l *localCluster) writeConfig(ctx context.Context, f *cluster.File, s *state.Store) error {
 	if err := s.Ensure(); err != nil {
 		return err
 	}
-	g, err := generator(l.file, s, "qemu")
+	g, err := generator(f, s, "qemu")
 	if err != nil {
 		return err
 	}
@@ -248,7 +262,7 @@ func (l *localCluster) writeConfig(ctx context.Context, s *state.Store) error {
 	if err := s.Save(); err != nil {
 		return err
 	}
-	return g.Write(ctx, l.in("config"), machines, l.file.OS.FirstBoot == "cloud-init")
+	return g.Write(ctx, l.in("config"), machines, f.OS.FirstBoot == "cloud-init")
 }
 
 // accelerator is kvm where guests run with it.
@@ -266,8 +280,8 @@ func accelerator(cmd *cobra.Command) (string, error) {
 
 // prepare makes everything that machines boot from. image names a baked image; empty:
 // it is baked. now are the machines that run; nil: there are none yet.
-func (l *localCluster) prepare(cmd *cobra.Command, identity, image string, now *local.Spec) (spec local.Spec, s *state.Store, err error) {
-	if err := l.needs(); err != nil {
+func (l *localCluster) prepare(cmd *cobra.Command, f *cluster.File, identity, image string, now *local.Spec) (spec local.Spec, s *state.Store, err error) {
+	if err := l.needs(f); err != nil {
 		return spec, nil, err
 	}
 	accel := ""
@@ -276,11 +290,16 @@ func (l *localCluster) prepare(cmd *cobra.Command, identity, image string, now *
 	} else if accel, err = accelerator(cmd); err != nil {
 		return spec, nil, err
 	}
-	if spec, err = local.Plan(l.file, accel); err != nil {
+	if spec, err = local.Plan(f, accel); err != nil {
 		return spec, nil, err
 	}
-	if err := os.MkdirAll(l.Dir, 0o700); err != nil {
+	o, err := images.FindOS(f.OS.Name)
+	if err != nil {
 		return spec, nil, err
+	}
+	spec.User = o.User
+	if now == nil && len(spec.Machines) > 3 && accel == "tcg" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "%d emulated machines need a computer with about as many processors; this one has %d: they may never be Ready\n", len(spec.Machines), runtime.NumCPU())
 	}
 	const imageMiB = 1024
 	if now == nil {
@@ -290,7 +309,7 @@ func (l *localCluster) prepare(cmd *cobra.Command, identity, image string, now *
 		return spec, nil, err
 	}
 	if image == "" {
-		if image, err = l.bake(cmd.Context()); err != nil {
+		if image, err = l.bake(cmd.Context(), f); err != nil {
 			return spec, nil, err
 		}
 	} else if image, err = filepath.Abs(image); err != nil {
@@ -304,6 +323,6 @@ func (l *localCluster) prepare(cmd *cobra.Command, identity, image string, now *
 			spec.Machines[i].Format = "qcow2"
 		}
 	}
-	s, err = l.configure(cmd, identity, &spec)
+	s, err = l.configure(cmd, f, identity, &spec)
 	return spec, s, err
 }

@@ -40,6 +40,10 @@ func run(args []string) int {
 	case errors.Is(err, errNo):
 		return statusNo
 	case ctx.Err() != nil:
+		if r, ok := errors.AsType[*remains](err); ok {
+			fmt.Fprintf(os.Stderr, "kimage: interrupted; %s\n", r.what)
+			return statusCouldNotTell
+		}
 		fmt.Fprintln(os.Stderr, "kimage: interrupted; nothing is left behind")
 		return statusCouldNotTell
 	}

@@ -27,6 +27,10 @@ func newSSH() *cobra.Command {
 
 // ssh becomes the ssh program, and so gives its status.
 func (l *localCluster) ssh(m local.MachineStatus, command []string) error {
+	spec, err := l.Spec()
+	if err != nil {
+		return err
+	}
 	program, err := exec.LookPath("ssh")
 	if err != nil {
 		return fmt.Errorf("package openssh-client: %w", err)
@@ -34,6 +38,6 @@ func (l *localCluster) ssh(m local.MachineStatus, command []string) error {
 	// Host keys are made at first boot and the port is local: there is nothing to
 	// compare them with.
 	argv := []string{"ssh", "-q", "-i", l.in("key"), "-p", strconv.Itoa(m.SSHPort), "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
-		l.user + "@127.0.0.1"}
+		spec.User + "@127.0.0.1"}
 	return syscall.Exec(program, append(argv, command...), os.Environ())
 }

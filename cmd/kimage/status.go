@@ -39,7 +39,7 @@ func newStatus() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "List the machines of a cluster, and how far each is",
-		Long: `Lists every machine of the cluster file: whether it is on, how far it is, since
+		Long: `Lists every machine of the cluster: whether it is on, how far it is, since
 when, why, and what to do about it. A master's agent is asked, which hears from all
 others; of machines that none has heard of, the console shows how far they are.
 Exits with 1 unless all are ready.`,
@@ -97,18 +97,14 @@ func (l *localCluster) lines(ctx context.Context) ([]machineLine, error) {
 	heard, master := l.heard(ctx, spec, on)
 	var out []machineLine
 	for _, m := range spec.Machines {
-		line := machineLine{Name: m.Name, On: on[m.Name].On, From: "console"}
-		for _, t := range l.file.Targets() {
-			if t.Name == m.Name || t.Name == m.Pool {
-				line.Roles = t.Roles
-			}
-		}
+		line := machineLine{Name: m.Name, Roles: m.Roles, On: on[m.Name].On, From: "console"}
 		if s := l.Screen(m.Name); line.On {
 			line.Phase, line.Since, line.Why = s.Phase, s.Since, s.Why
 		} else {
 			line.Why = "it is off: kimage replace " + m.Name + " boots it fresh"
 		}
-		if h, ok := heard[m.Name]; ok && line.On && !h.Silent {
+		// A report from before the machine was switched on is of the one before it.
+		if h, ok := heard[m.Name]; ok && line.On && !h.Silent && h.Heard.After(on[m.Name].Since) {
 			line.Phase, line.Since, line.Why, line.From = h.Report.Phase, h.Report.Since.UTC().Format(time.DateTime+" MST"), h.Report.Why, master
 		}
 		out = append(out, line)
@@ -157,7 +153,11 @@ func (l *localCluster) ask(ctx context.Context, m local.MachineStatus, command s
 	if err != nil {
 		return "", err
 	}
-	r, err := (&qemu.Machine{SSHPort: m.SSHPort}).SSH(ctx, l.user, key, command)
+	spec, err := l.Spec()
+	if err != nil {
+		return "", err
+	}
+	r, err := (&qemu.Machine{SSHPort: m.SSHPort}).SSH(ctx, spec.User, key, command)
 	return r.Stdout, err
 }
 

@@ -42,7 +42,7 @@ before they are Ready, it removes what it made, unless --keep is given.`,
 		Example: `  kimage up                              one machine
   kimage up --topology 3 -f three.yaml
   export KUBECONFIG=cluster.local/kubeconfig; kubectl get nodes
-  kimage status; kimage ssh k8s-01; kimage replace k8s-01; kimage down`,
+  kimage status; kimage ssh k8s-01; kimage down`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return u.run(cmd) },
 	}
@@ -66,32 +66,36 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	l, err := localOf(f)
+	l, err := localOf(u.file)
 	if err != nil {
 		return err
 	}
-	running, err := l.Running()
+	fresh, err := l.start(cmd, f, u)
 	if err != nil {
 		return err
 	}
-	if !running {
-		fresh, err := l.start(cmd, u)
-		if err != nil {
-			return err
+	if err := l.await(cmd, u.timeout); err != nil {
+		if !fresh || u.keep {
+			return &remains{err, "the machines run on: kimage status, kimage down"}
 		}
-		if fresh && !u.keep {
-			defer func() {
-				if err != nil {
-					l.discard(cmd.ErrOrStderr())
-				}
-			}()
+		if left := l.discard(cmd.ErrOrStderr()); left != nil {
+			return &remains{err, left.Error()}
 		}
-		err = l.ready(cmd, u)
 		return err
 	}
-	fmt.Fprintln(cmd.ErrOrStderr(), "the machines are running already")
-	return l.ready(cmd, u)
+	l.show(cmd)
+	fmt.Fprintf(cmd.OutOrStdout(), "\nexport KUBECONFIG=%s\n", l.in("kubeconfig"))
+	return nil
 }
+
+// remains is the error of a command that leaves something behind.
+type remains struct {
+	err  error
+	what string
+}
+
+func (r *remains) Error() string { return r.err.Error() + "; " + r.what }
+func (r *remains) Unwrap() error { return r.err }
 
 // clusterFile writes one if there is none.
 func (u *upFlags) clusterFile(cmd *cobra.Command) error {
@@ -127,15 +131,24 @@ func (u *upFlags) clusterFile(cmd *cobra.Command) error {
 	return atomicfile.Write(u.file, []byte(text), 0o644)
 }
 
-// start boots the machines: fresh ones, or those that were there when this computer
-// went off.
-func (l *localCluster) start(cmd *cobra.Command, u *upFlags) (fresh bool, err error) {
+// start boots the machines, unless they run: fresh ones, or those that were there when
+// this computer went off.
+func (l *localCluster) start(cmd *cobra.Command, f *cluster.File, u *upFlags) (fresh bool, err error) {
+	release, err := l.claim()
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	if on, err := l.Running(); err != nil || on {
+		fmt.Fprintln(cmd.ErrOrStderr(), "the machines are running already")
+		return false, err
+	}
 	program, err := os.Executable()
 	if err != nil {
 		return false, err
 	}
 	if _, err := l.Spec(); err == nil {
-		fmt.Fprintf(cmd.ErrOrStderr(), "the machines were not ended by kimage down: they boot from their disks again (kimage down discards them)\n")
+		fmt.Fprintln(cmd.ErrOrStderr(), "the machines were not ended by kimage down: they boot from their disks again (kimage down discards them)")
 		return false, l.Start(cmd.Context(), program, "supervise", l.Dir)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return false, err
@@ -145,55 +158,80 @@ func (l *localCluster) start(cmd *cobra.Command, u *upFlags) (fresh bool, err er
 			err = errors.Join(err, l.discard(io.Discard))
 		}
 	}()
-	spec, s, err := l.prepare(cmd, u.identity, u.image, nil)
+	spec, s, err := l.prepare(cmd, f, u.identity, u.image, nil)
 	if err != nil {
 		return false, err
 	}
 	defer s.Close()
+	if spec.APIPort, err = freePort(); err != nil {
+		return false, err
+	}
+	kubeconfig, err := s.KubeconfigAt(net.JoinHostPort("127.0.0.1", strconv.Itoa(spec.APIPort)))
+	if err != nil {
+		return false, err
+	}
+	// Before machines.json, by which the machines are there.
+	if err := atomicfile.Write(l.in("kubeconfig"), kubeconfig, 0o600); err != nil {
+		return false, err
+	}
 	if err := l.Write(spec); err != nil {
 		return false, err
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "booting %d machines, %d MiB of memory\n", len(spec.Machines), spec.MemoryMiB())
-	if err := l.Start(cmd.Context(), program, "supervise", l.Dir); err != nil {
-		return false, err
-	}
-	st, err := l.Status(cmd.Context())
-	if err != nil {
-		return false, err
-	}
-	kubeconfig, err := s.KubeconfigAt(net.JoinHostPort("127.0.0.1", strconv.Itoa(st.APIPort)))
-	if err != nil {
-		return false, err
-	}
-	return true, atomicfile.Write(l.in("kubeconfig"), kubeconfig, 0o600)
+	return true, l.Start(cmd.Context(), program, "supervise", l.Dir)
 }
 
-// ready waits until all machines are, and shows the cluster.
-func (l *localCluster) ready(cmd *cobra.Command, u *upFlags) error {
-	ctx, cancel := context.WithTimeout(cmd.Context(), u.timeout)
+// freePort is one of this computer's that nobody listens on.
+func freePort() (int, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer ln.Close()
+	return ln.Addr().(*net.TCPAddr).Port, nil
+}
+
+// await waits until all machines are Ready; of those that are not it tells why.
+func (l *localCluster) await(cmd *cobra.Command, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 	defer cancel()
-	if err := l.AwaitReady(ctx, cmd.ErrOrStderr()); err != nil {
-		if cmd.Context().Err() == nil {
-			l.tellConsoles(cmd.ErrOrStderr())
-		}
-		return err
+	err := l.AwaitReady(ctx, cmd.ErrOrStderr())
+	if err != nil && cmd.Context().Err() == nil {
+		l.tellConsoles(cmd.Context(), cmd.ErrOrStderr())
 	}
-	if err := l.nodes(cmd.Context(), cmd.OutOrStdout()); err != nil {
-		return err
-	}
-	fmt.Fprintf(cmd.OutOrStdout(), "\nexport KUBECONFIG=%s\n", l.in("kubeconfig"))
-	return nil
+	return err
 }
 
-// tellConsoles shows what the machines that are not Ready last said.
-func (l *localCluster) tellConsoles(w io.Writer) {
+// show shows the cluster's Nodes. An API server that is slow to list them undoes
+// nothing.
+func (l *localCluster) show(cmd *cobra.Command) {
+	const patience, pause = time.Minute, 2 * time.Second
+	for end := time.Now().Add(patience); ; time.Sleep(pause) {
+		err := l.nodes(cmd.Context(), cmd.OutOrStdout())
+		if err == nil {
+			return
+		}
+		if cmd.Context().Err() != nil || time.Now().After(end) {
+			fmt.Fprintf(cmd.ErrOrStderr(), "all machines are Ready; %v\n", err)
+			return
+		}
+	}
+}
+
+// tellConsoles shows what the machines that are not Ready last said, and of those that
+// went off what qemu did.
+func (l *localCluster) tellConsoles(ctx context.Context, w io.Writer) {
 	const lines = 15
-	spec, err := l.Spec()
+	st, err := l.Status(ctx)
 	if err != nil {
 		return
 	}
-	for _, m := range spec.Machines {
-		if s := l.Screen(m.Name); s.Phase != local.PhaseReady {
+	for _, m := range st.Machines {
+		s := l.Screen(m.Name)
+		switch qemu, _ := os.ReadFile(l.QEMULog(m.Name)); {
+		case !m.On:
+			fmt.Fprintf(w, "\n%s is off; qemu said: %s\nThe end of its console:\n%s\n", m.Name, strings.TrimSpace(string(qemu)), l.ConsoleTail(m.Name, lines))
+		case s.Phase != local.PhaseReady:
 			fmt.Fprintf(w, "\n%s: phase %q, %s; the end of its console (%s):\n%s\n", m.Name, s.Phase, s.Why, l.ConsoleFile(m.Name), l.ConsoleTail(m.Name, lines))
 		}
 	}

@@ -26,9 +26,7 @@ func standIn(t *testing.T, phase string) string {
 // secrets.
 func ended(t *testing.T, dir string) {
 	t.Helper()
-	if left := need.Processes(t, dir); len(left) > 0 {
-		t.Errorf("processes %v are left", left)
-	}
+	gone(t, dir)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -42,6 +40,18 @@ func ended(t *testing.T, dir string) {
 	}
 }
 
+// gone: nothing runs that has to do with dir. What ends is seen for a moment.
+func gone(t *testing.T, dir string) {
+	t.Helper()
+	var left []int
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if left = need.Processes(t, dir); len(left) == 0 {
+			return
+		}
+	}
+	t.Errorf("processes %v are left", left)
+}
+
 // TestUpInterrupted: Ctrl-C before the machines are Ready removes them.
 func TestUpInterrupted(t *testing.T) {
 	image, dir := standIn(t, "waiting"), t.TempDir()
@@ -52,7 +62,8 @@ func TestUpInterrupted(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(dir, "cluster.local", "k8s-01", "console.log")
+	t.Cleanup(func() { in(t, dir, "down") })
+	file := filepath.Join(dir, "cluster.local/machines/k8s-01/console.log")
 	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		if data, _ := os.ReadFile(file); bytes.Contains(data, []byte("API server")) {
 			break
@@ -84,12 +95,13 @@ func TestUpNeverReady(t *testing.T) {
 		}
 	})
 	for i, dir := range dirs {
-		args := []string{"up", "--image", image, "--keep", "--timeout", "6s"}
-		if i == 1 {
-			args = append(args, "--topology", "3")
+		args := []string{"up", "--image", image, "--keep", "--timeout", "12s"}
+		if i == 1 { // stand-ins need no memory
+			text := inOK(t, dir, "cluster", "new", "--topology", "3")
+			write(t, dir, "cluster.yaml", strings.Replace(text, "  nodes:\n", "    qemu: {memoryMiB: 512}\n  nodes:\n", 1))
 		}
 		_, words, status := in(t, dir, args...)
-		for _, want := range []string{"k8s-01  waiting: no API server answers", `k8s-01: phase "waiting", no API server answers; the end of its console`, "not Ready: k8s-0"} {
+		for _, want := range []string{"k8s-01  waiting: no API server answers", `k8s-01: phase "waiting", no API server answers; the end of its console`, "not Ready: k8s-0", "the machines run on: kimage status, kimage down"} {
 			if status != statusCouldNotTell || !strings.Contains(words, want) {
 				t.Errorf("status %d, no %q in\n%s", status, want, words)
 			}
@@ -125,6 +137,18 @@ func TestUpNeverReady(t *testing.T) {
 		t.Errorf("up again: %s", words)
 	}
 
+	if _, words, status := in(t, dirs[0], "replace", "k8s-01", "--image", image); status != statusCouldNotTell || !strings.Contains(words, "--yes does it") {
+		t.Errorf("replacing the only etcd member: status %d: %s", status, words)
+	}
+	if _, words, status := in(t, dirs[1], "replace", "k8s-02", "--image", standIn(t, "init"), "--timeout", "12s"); status != statusCouldNotTell || !strings.Contains(words, "k8s-02  init") || !strings.Contains(words, "k8s-01  waiting") {
+		t.Errorf("replaced: status %d: %s", status, words)
+	}
+	// A cluster file that is wrong by now keeps nobody from his machines.
+	write(t, dirs[1], "cluster.yaml", "nonsense")
+	if out, _, _ := in(t, dirs[1], "status"); strings.Count(out, "waiting") != 2 || strings.Count(out, "init") != 1 {
+		t.Errorf("after a replacement:\n%s", out)
+	}
+
 	// As by this computer's power cut.
 	for _, pid := range need.Processes(t, dirs[0]) {
 		syscall.Kill(pid, syscall.SIGKILL)
@@ -133,7 +157,7 @@ func TestUpNeverReady(t *testing.T) {
 	if status != statusNo || !strings.Contains(out, "k8s-01  etcd,master,worker  off") {
 		t.Errorf("all off: status %d:\n%s", status, out)
 	}
-	if _, words, status := in(t, dirs[0], "up", "--timeout", "6s"); status != statusCouldNotTell || !strings.Contains(words, "they boot from their disks again") || !strings.Contains(words, "k8s-01  waiting") {
+	if _, words, status := in(t, dirs[0], "up", "--timeout", "12s"); status != statusCouldNotTell || !strings.Contains(words, "they boot from their disks again") || !strings.Contains(words, "k8s-01  waiting") {
 		t.Errorf("after a power cut: status %d: %s", status, words)
 	}
 	for _, dir := range dirs {
@@ -169,8 +193,20 @@ func TestUpRefuses(t *testing.T) {
 	if err != nil || len(left) > 0 {
 		t.Errorf("left are %v, %v", left, err)
 	}
-	if left := need.Processes(t, dir); len(left) > 0 {
-		t.Errorf("processes %v are left", left)
+	gone(t, dir)
+	// What is not kimage's stays.
+	mine := filepath.Join(dir, "cluster.local", "thesis.txt")
+	if err := os.Mkdir(filepath.Dir(mine), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Dir(mine), "thesis.txt", "all of it")
+	for _, args := range [][]string{{"up", "--image", image}, {"down"}} {
+		if _, words, status := in(t, dir, args...); status != statusCouldNotTell || !strings.Contains(words, "was not made by kimage up") {
+			t.Errorf("%v: status %d: %s", args, status, words)
+		}
+	}
+	if _, err := os.Stat(mine); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -29,9 +29,10 @@ type Wait struct {
 	Ask func(ctx context.Context, m MachineStatus) (Screen, error)
 
 	started time.Time
-	seen    map[string]Screen
+	shown   map[string]Screen    // on the consoles
+	seen    map[string]Screen    // the newest of that and of what machines answered
 	told    map[string]bool      // lines
-	news    map[string]time.Time // when it last showed something new, or was asked
+	news    map[string]time.Time // when a machine last showed something new, or was asked
 	drawn   int
 }
 
@@ -39,24 +40,17 @@ type Wait struct {
 // line for each, redrawn in place; else one for every change. It is an error when a
 // machine goes off.
 func (w *Wait) Ready(ctx context.Context) error {
-	w.started, w.seen, w.told, w.news = time.Now(), map[string]Screen{}, map[string]bool{}, map[string]time.Time{}
-	for {
+	w.started, w.told, w.news = time.Now(), map[string]bool{}, map[string]time.Time{}
+	w.shown, w.seen = map[string]Screen{}, map[string]Screen{}
+	for waits := "nothing is known of the machines"; ; {
 		st, err := w.Set.Status(ctx)
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			return err
 		}
-		waits := ""
-		for _, m := range st.Machines {
-			if !m.On {
-				return fmt.Errorf("%s went off: see %s and qemu.log beside it", m.Name, w.Set.ConsoleFile(m.Name))
+		if err == nil {
+			if waits, err = w.round(ctx, st); err != nil || waits == "" {
+				return err
 			}
-			if s := w.look(ctx, m); s.Phase != PhaseReady {
-				waits = strings.TrimSpace(m.Name + " " + s.Phase + " " + s.Why)
-			}
-		}
-		w.draw(st)
-		if waits == "" {
-			return nil
 		}
 		select {
 		case <-ctx.Done():
@@ -66,9 +60,27 @@ func (w *Wait) Ready(ctx context.Context) error {
 	}
 }
 
+// round looks at all machines, and says which one is not Ready.
+func (w *Wait) round(ctx context.Context, st Status) (waits string, err error) {
+	for _, m := range st.Machines {
+		if !m.On {
+			return "", fmt.Errorf("%s went off", m.Name)
+		}
+		if s := w.look(ctx, m); s.Phase != PhaseReady {
+			waits = strings.TrimSpace(m.Name + " " + s.Phase + " " + s.Why)
+		}
+	}
+	w.draw(st)
+	return waits, nil
+}
+
 // look takes in what a machine shows, or says when it is asked.
 func (w *Wait) look(ctx context.Context, m MachineStatus) Screen {
-	now, before := w.Set.Screen(m.Name), w.seen[m.Name]
+	before := w.seen[m.Name]
+	now := before
+	if s := w.Set.Screen(m.Name); s != w.shown[m.Name] {
+		now, w.shown[m.Name] = s, s
+	}
 	last, known := w.news[m.Name]
 	if !known {
 		w.news[m.Name] = time.Now()

@@ -40,7 +40,10 @@ func (s Set) Screen(name string) (screen Screen) {
 }
 
 // ConsoleFile has all that a machine wrote to its serial port.
-func (s Set) ConsoleFile(name string) string { return filepath.Join(s.path(name), "console.log") }
+func (s Set) ConsoleFile(name string) string { return filepath.Join(s.machineDir(name), "console.log") }
+
+// QEMULog has what qemu itself said of a machine.
+func (s Set) QEMULog(name string) string { return filepath.Join(s.machineDir(name), "qemu.log") }
 
 // ConsoleTail is the last lines of a console, without what only a terminal obeys.
 func (s Set) ConsoleTail(name string, lines int) string {

@@ -11,7 +11,7 @@
 //	DIR/lock             held by the supervisor
 //	DIR/run              names the directory of its sockets, whose paths must be short
 //	DIR/supervisor.log   what it has to say
-//	DIR/NAME/            a machine's disk, console.log and qemu.log
+//	DIR/machines/NAME/   a machine's disk, console.log and qemu.log
 //
 // Machines have two cards: one with a way out through this computer, and one on the
 // switch, where DHCP gives each the address that is meant for it.
@@ -39,6 +39,7 @@ import (
 
 // Spec is a set of machines.
 type Spec struct {
+	User     string       `json:"user"`  // the account that first boot makes
 	Accel    string       `json:"accel"` // kvm or tcg
 	Subnet   netip.Prefix `json:"subnet"`
 	Server   netip.Addr   `json:"server"`  // an address of Subnet that no machine has, for DHCP
@@ -50,7 +51,8 @@ type Spec struct {
 type Machine struct {
 	Name      string            `json:"name"`
 	Pool      string            `json:"pool,omitempty"` // of the cluster file; the machine gives itself another name
-	API       bool              `json:"api"`            // may answer on port 6443
+	Roles     []string          `json:"roles"`
+	API       bool              `json:"api"` // may answer on port 6443
 	Image     string            `json:"image"`
 	Format    string            `json:"format"`
 	DiskGiB   int               `json:"diskGiB"`
@@ -73,11 +75,11 @@ type Status struct {
 
 // MachineStatus is a machine now.
 type MachineStatus struct {
-	Name    string `json:"name"`
-	On      bool   `json:"on"`
-	SSHPort int    `json:"sshPort"`
-	Console string `json:"console"` // socket of the serial port
-	Error   string `json:"error,omitempty"`
+	Name    string    `json:"name"`
+	On      bool      `json:"on"`
+	Since   time.Time `json:"since"` // when it was last switched on
+	SSHPort int       `json:"sshPort"`
+	Console string    `json:"console"` // socket of the serial port
 }
 
 // Set is a directory with machines.
@@ -92,11 +94,15 @@ const (
 	runFile  = "run"
 	logFile  = "supervisor.log"
 	control  = "control" // in the directory of sockets
+	machines = "machines"
 
 	runPrefix = "kimage-run" // of that directory's name
 )
 
 func (s Set) path(name string) string { return filepath.Join(s.Dir, name) }
+
+// machineDir is a machine's own directory.
+func (s Set) machineDir(name string) string { return filepath.Join(s.Dir, machines, name) }
 
 // Spec reads what runs, or ran.
 func (s Set) Spec() (spec Spec, err error) {
@@ -225,11 +231,6 @@ func (s Set) sweep() error {
 // Replace destroys a machine and boots it fresh, by what machines.json now says.
 func (s Set) Replace(ctx context.Context, name string) error {
 	return s.ask(ctx, http.MethodPost, "/replace/"+name, nil)
-}
-
-// Power switches a machine on, or off as a power cut does.
-func (s Set) Power(ctx context.Context, name string, on bool) error {
-	return s.ask(ctx, http.MethodPost, map[bool]string{true: "/on/", false: "/off/"}[on]+name, nil)
 }
 
 func (s Set) ask(ctx context.Context, method, path string, into any) error {

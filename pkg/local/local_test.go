@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -112,33 +113,27 @@ func TestSet(t *testing.T) {
 	if err := s.Replace(t.Context(), "b"); err != nil {
 		t.Fatal(err)
 	}
-	if err := ready(3 * time.Second); err == nil || !strings.Contains(err.Error(), "b waiting no API server answers: asking the other masters") {
+	if err := ready(15 * time.Second); err == nil || !strings.Contains(err.Error(), "b waiting no API server answers: asking the other masters") {
 		t.Errorf("waiting for what does not come: %v", err)
 	}
 	if err := s.Replace(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "no machine x") {
 		t.Errorf("replacing nobody: %v", err)
 	}
 
-	if err := s.Power(t.Context(), "b", false); err != nil {
-		t.Fatal(err)
-	}
-	if err := ready(3 * time.Second); err == nil || !strings.Contains(err.Error(), "b went off") {
-		t.Errorf("a machine that is off: %v", err)
-	}
-	if err := s.Power(t.Context(), "b", true); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "b shows its screen again", func() bool { return s.Screen("b").Phase == "waiting" })
-
 	if n := len(need.Processes(t, s.Dir)); n != 3 {
 		t.Errorf("%d processes, not a supervisor and two machines", n)
+	}
+	// One that ends is told of.
+	for _, pid := range need.Processes(t, filepath.Join(s.Dir, "machines/b")) {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if err := ready(15 * time.Second); err == nil || err.Error() != "b went off" {
+		t.Errorf("a machine that is off: %v", err)
 	}
 	if err := s.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if left := need.Processes(t, s.Dir); len(left) > 0 {
-		t.Errorf("processes %v are left", left)
-	}
+	eventually(t, "all are gone", func() bool { return len(need.Processes(t, s.Dir)) == 0 })
 	if _, err := os.Stat(strings.TrimSpace(string(run))); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the sockets' directory: %v", err)
 	}
@@ -200,6 +195,10 @@ func TestStartFails(t *testing.T) {
 		"no image": {func(s *Spec) {
 			s.Machines = []Machine{{Name: "a", Image: "/no/image", Format: "raw", MAC: "52:54:00:17:08:01"}}
 		}, "starting a: making the disk"},
+		"one address twice": {func(s *Spec) {
+			a := netip.MustParseAddr("172.17.8.101")
+			s.Machines = []Machine{{Name: "a", MAC: "52:54:00:17:08:01", Address: a}, {Name: "b", MAC: "52:54:00:17:08:02", Address: a}}
+		}, "a and b are to have one address, 172.17.8.101"},
 		"no card": {func(s *Spec) { s.Machines = []Machine{{Name: "a", MAC: "x"}} }, `a: "x" is no card's address`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -211,9 +210,7 @@ func TestStartFails(t *testing.T) {
 			if err := s.Start(t.Context(), program, s.Dir); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%v", err)
 			}
-			if left := need.Processes(t, s.Dir); len(left) > 0 {
-				t.Errorf("processes %v are left", left)
-			}
+			eventually(t, "all are gone", func() bool { return len(need.Processes(t, s.Dir)) == 0 })
 		})
 	}
 }
@@ -222,14 +219,15 @@ func TestStartFails(t *testing.T) {
 func TestAPI(t *testing.T) {
 	type server struct {
 		*httptest.Server
-		ready bool
+		ready atomic.Bool
 	}
 	var servers []*server
 	var ports []int
 	for i := range 3 {
-		s := &server{ready: i > 0}
+		s := &server{}
+		s.ready.Store(i > 0)
 		s.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path == "/readyz" && !s.ready {
+			if r.URL.Path == "/readyz" && !s.ready.Load() {
 				w.WriteHeader(http.StatusInternalServerError)
 			}
 			fmt.Fprint(w, i)
@@ -245,6 +243,11 @@ func TestAPI(t *testing.T) {
 	}
 	a := newAPI(ln, func() []int { return ports })
 	defer a.Close()
+	forget := func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.until = time.Time{}
+	}
 	ask := func() string {
 		client := servers[0].Client()
 		client.Transport = &http.Transport{DisableKeepAlives: true, TLSClientConfig: servers[0].Client().Transport.(*http.Transport).TLSClientConfig}
@@ -259,13 +262,13 @@ func TestAPI(t *testing.T) {
 	if got := ask(); got != "1" {
 		t.Errorf("led to %s", got)
 	}
-	servers[1].ready = false
-	a.until = time.Time{}
+	servers[1].ready.Store(false)
+	forget()
 	if got := ask(); got != "2" {
 		t.Errorf("led to %s", got)
 	}
-	servers[2].ready = false
-	a.until = time.Time{}
+	servers[2].ready.Store(false)
+	forget()
 	if got := ask(); !strings.Contains(got, "EOF") && !strings.Contains(got, "reset") {
 		t.Errorf("led to %s", got)
 	}
@@ -274,7 +277,7 @@ func TestAPI(t *testing.T) {
 // TestScreen finds the last whole screen on a console.
 func TestScreen(t *testing.T) {
 	s := Set{Dir: t.TempDir()}
-	if err := os.MkdirAll(filepath.Join(s.Dir, "a"), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(s.ConsoleFile("a")), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for text, want := range map[string]Screen{

@@ -43,7 +43,7 @@ func Plan(f *cluster.File, accel string) (Spec, error) {
 		return s, err
 	}
 	add := func(t cluster.Target, name, pool string) error {
-		m := Machine{Name: name, Pool: pool, API: t.Has(cluster.RoleMaster), DiskGiB: diskGiB, MAC: strings.ToLower(t.Match.MAC), UUID: t.Match.UUID, Serial: t.Match.Serial}
+		m := Machine{Name: name, Pool: pool, Roles: t.Roles, API: t.Has(cluster.RoleMaster), DiskGiB: diskGiB, MAC: strings.ToLower(t.Match.MAC), UUID: t.Match.UUID, Serial: t.Match.Serial}
 		m.CPUs, m.MemoryMiB = size(t, accel)
 		if m.MAC == "" {
 			m.MAC = madeMAC(f.Cluster.Metadata.Name + "/" + name)

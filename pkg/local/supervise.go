@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/lan"
@@ -33,10 +34,12 @@ type supervisor struct {
 	stop   context.CancelFunc
 	socket map[string]string // of the switch's ports
 
-	mu       sync.Mutex // of what follows, and of changes to the machines
+	changing sync.Mutex // held while a machine is changed
+
+	mu       sync.Mutex // of what follows
 	spec     Spec
 	machines map[string]*qemu.Machine
-	failed   map[string]string
+	started  map[string]time.Time
 }
 
 // Supervise runs the machines until ctx ends or somebody asks it to stop.
@@ -46,12 +49,17 @@ func (s Set) Supervise(ctx context.Context, logf func(string, ...any)) error {
 		return err
 	}
 	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return errors.New("the machines have a supervisor already")
+	// Who asks whether there is a supervisor holds the lock for a moment.
+	for end := time.Now().Add(time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
+			break
+		} else if time.Now().After(end) {
+			return errors.New("the machines have a supervisor already")
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	v := &supervisor{set: s, logf: logf, stop: cancel, socket: map[string]string{}, machines: map[string]*qemu.Machine{}, failed: map[string]string{}}
+	v := &supervisor{set: s, logf: logf, stop: cancel, socket: map[string]string{}, machines: map[string]*qemu.Machine{}, started: map[string]time.Time{}}
 	if v.spec, err = s.Spec(); err != nil {
 		return err
 	}
@@ -88,17 +96,28 @@ func (v *supervisor) connect() (err error) {
 	if v.lan, err = lan.New(v.run); err != nil {
 		return err
 	}
-	d := lan.DHCP{Subnet: v.spec.Subnet, Server: v.spec.Server, Addresses: map[[6]byte]netip.Addr{}}
 	for i, m := range v.spec.Machines {
+		if v.socket[m.Name], err = v.lan.Port(strconv.Itoa(i)); err != nil {
+			return err
+		}
+	}
+	return v.giveAddresses()
+}
+
+// giveAddresses has the switch give the machines theirs.
+func (v *supervisor) giveAddresses() error {
+	d := lan.DHCP{Subnet: v.spec.Subnet, Server: v.spec.Server, Addresses: map[[6]byte]netip.Addr{}}
+	of := map[netip.Addr]string{}
+	for _, m := range v.list() {
 		mac, err := net.ParseMAC(m.MAC)
 		if err != nil || len(mac) != 6 {
 			return fmt.Errorf("%s: %q is no card's address", m.Name, m.MAC)
 		}
-		if m.Address.IsValid() {
-			d.Addresses[[6]byte(mac)] = m.Address
+		if other := of[m.Address]; other != "" {
+			return fmt.Errorf("%s and %s are to have one address, %s", other, m.Name, m.Address)
 		}
-		if v.socket[m.Name], err = v.lan.Port(strconv.Itoa(i)); err != nil {
-			return err
+		if m.Address.IsValid() {
+			d.Addresses[[6]byte(mac)], of[m.Address] = m.Address, m.Name
 		}
 	}
 	return v.lan.Serve(d)
@@ -132,7 +151,7 @@ func (v *supervisor) apiServers() (all []int) {
 
 // start switches a machine on, and makes its disk if it has none.
 func (v *supervisor) start(ctx context.Context, m Machine) error {
-	c := qemu.Config{Dir: v.set.path(m.Name), Sockets: v.run, Image: m.Image, Format: m.Format, DiskGiB: m.DiskGiB, CPUs: m.CPUs, MemoryMiB: m.MemoryMiB,
+	c := qemu.Config{Dir: v.set.machineDir(m.Name), Sockets: v.run, Image: m.Image, Format: m.Format, DiskGiB: m.DiskGiB, CPUs: m.CPUs, MemoryMiB: m.MemoryMiB,
 		Seed: m.Seed, FwCfg: m.FwCfg, UUID: m.UUID, Serial: m.Serial, Accel: v.spec.Accel, Cache: "writeback", LAN: v.socket[m.Name], LANMAC: m.MAC}
 	if m.API {
 		c.Forward = []int{apiPort}
@@ -153,8 +172,7 @@ func (v *supervisor) start(ctx context.Context, m Machine) error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.machines[m.Name] = q
-	delete(v.failed, m.Name)
+	v.machines[m.Name], v.started[m.Name] = q, time.Now()
 	return nil
 }
 
@@ -176,14 +194,12 @@ func (v *supervisor) answer(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(v.status()) })
 	mux.HandleFunc("POST /stop", func(http.ResponseWriter, *http.Request) { v.stop() })
-	for verb, do := range map[string]func(context.Context, Machine) error{"replace": v.replace, "on": v.on, "off": v.off} {
-		mux.HandleFunc("POST /"+verb+"/{name}", func(w http.ResponseWriter, r *http.Request) {
-			if err := v.change(ctx, r.PathValue("name"), do); err != nil {
-				v.logf("%s %s: %v", verb, r.PathValue("name"), err)
-				http.Error(w, err.Error(), http.StatusInternalServerError)
-			}
-		})
-	}
+	mux.HandleFunc("POST /replace/{name}", func(w http.ResponseWriter, r *http.Request) {
+		if err := v.replace(ctx, r.PathValue("name")); err != nil {
+			v.logf("replacing %s: %v", r.PathValue("name"), err)
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		}
+	})
 	server := &http.Server{Handler: mux}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ln) }()
@@ -201,7 +217,7 @@ func (v *supervisor) status() Status {
 	defer v.mu.Unlock()
 	st := Status{PID: os.Getpid(), APIPort: v.spec.APIPort}
 	for _, m := range v.spec.Machines {
-		s := MachineStatus{Name: m.Name, Error: v.failed[m.Name]}
+		s := MachineStatus{Name: m.Name, Since: v.started[m.Name]}
 		if q := v.machines[m.Name]; q != nil {
 			s.On, s.SSHPort, s.Console = !q.Off(), q.SSHPort, q.ConsoleSocket()
 		}
@@ -210,48 +226,31 @@ func (v *supervisor) status() Status {
 	return st
 }
 
-// change does something to one machine, as machines.json now describes it.
-func (v *supervisor) change(ctx context.Context, name string, do func(context.Context, Machine) error) error {
+// replace destroys one machine and boots it fresh, as machines.json now describes it.
+func (v *supervisor) replace(ctx context.Context, name string) error {
+	v.changing.Lock()
+	defer v.changing.Unlock()
 	spec, err := v.set.Spec()
 	if err != nil {
 		return err
 	}
-	for i, m := range spec.Machines {
-		if m.Name != name || v.socket[name] == "" {
-			continue
-		}
-		v.mu.Lock()
-		for j := range v.spec.Machines {
-			if v.spec.Machines[j].Name == name {
-				v.spec.Machines[j] = spec.Machines[i]
-			}
-		}
-		v.mu.Unlock()
-		return do(ctx, m)
+	m := spec.Machine(name)
+	if m == nil || v.socket[name] == "" {
+		return fmt.Errorf("there is no machine %s", name)
 	}
-	return fmt.Errorf("there is no machine %s", name)
-}
-
-func (v *supervisor) on(ctx context.Context, m Machine) error {
-	if q := v.machine(m.Name); q != nil && !q.Off() {
-		return nil
-	}
-	return v.start(ctx, m)
-}
-
-func (v *supervisor) off(_ context.Context, m Machine) error {
-	if q := v.machine(m.Name); q != nil {
-		q.Kill()
-	}
-	return nil
-}
-
-func (v *supervisor) replace(ctx context.Context, m Machine) error {
-	v.off(ctx, m)
-	if err := os.RemoveAll(v.set.path(m.Name)); err != nil {
+	v.mu.Lock()
+	*v.spec.Machine(name) = *m
+	v.mu.Unlock()
+	if err := v.giveAddresses(); err != nil {
 		return err
 	}
-	return v.start(ctx, m)
+	if q := v.machine(name); q != nil {
+		q.Kill()
+	}
+	if err := os.RemoveAll(v.set.machineDir(name)); err != nil {
+		return err
+	}
+	return v.start(ctx, *m)
 }
 
 // list is a copy of the machines.

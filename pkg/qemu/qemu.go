@@ -187,39 +187,42 @@ func (m *Machine) argv() []string {
 	argv := []string{
 		"-name", filepath.Base(m.c.Dir), "-machine", "q35", "-accel", accel, "-cpu", "max", "-smp", strconv.Itoa(max(1, m.c.CPUs)), "-m", strconv.Itoa(cmp.Or(m.c.MemoryMiB, 1024)),
 		"-nodefaults", "-display", "none", "-vga", "std",
-		"-chardev", "socket,id=console,server=on,wait=off,path=" + m.ConsoleSocket() + ",logfile=" + m.consoleFile() + ",logappend=on", "-serial", "chardev:console",
-		"-drive", "file=" + m.Disk() + ",if=virtio,format=qcow2,discard=unmap,cache=" + cmp.Or(m.c.Cache, "unsafe"),
+		"-chardev", "socket,id=console,server=on,wait=off,path=" + value(m.ConsoleSocket()) + ",logfile=" + value(m.consoleFile()) + ",logappend=on", "-serial", "chardev:console",
+		"-drive", "file=" + value(m.Disk()) + ",if=virtio,format=qcow2,discard=unmap,cache=" + cmp.Or(m.c.Cache, "unsafe"),
 		"-netdev", "user,id=net,ipv6=off" + restrict + forward, "-device", "virtio-net-pci,netdev=net,bus=pcie.0,addr=0x10,mac=" + MAC,
 		"-device", "virtio-rng-pci",
-		"-qmp", "unix:" + m.monitorFile() + ",server=on,wait=off",
+		"-qmp", "unix:" + value(m.monitorFile()) + ",server=on,wait=off",
 	}
 	if m.c.Capture != "" {
-		argv = append(argv, "-object", "filter-dump,id=capture,netdev=net,maxlen=128,file="+m.c.Capture) // as far as addresses and ports go
+		argv = append(argv, "-object", "filter-dump,id=capture,netdev=net,maxlen=128,file="+value(m.c.Capture)) // as far as addresses and ports go
 	}
 	if m.c.LAN != "" {
-		argv = append(argv, "-netdev", "stream,id=lan,server=off,addr.type=unix,addr.path="+m.c.LAN, "-device", "virtio-net-pci,netdev=lan,bus=pcie.0,addr=0x11,mac="+m.c.LANMAC)
+		argv = append(argv, "-netdev", "stream,id=lan,server=off,addr.type=unix,addr.path="+value(m.c.LAN), "-device", "virtio-net-pci,netdev=lan,bus=pcie.0,addr=0x11,mac="+m.c.LANMAC)
 	}
 	if m.c.UUID != "" {
 		argv = append(argv, "-uuid", m.c.UUID)
 	}
 	if m.c.Serial != "" {
-		argv = append(argv, "-smbios", "type=1,serial="+strings.ReplaceAll(m.c.Serial, ",", ",,"))
+		argv = append(argv, "-smbios", "type=1,serial="+value(m.c.Serial))
 	}
 	if m.c.Seed != "" {
-		argv = append(argv, "-drive", "file="+m.c.Seed+",if=virtio,format=raw,readonly=on")
+		argv = append(argv, "-drive", "file="+value(m.c.Seed)+",if=virtio,format=raw,readonly=on")
 	}
 	if m.c.Kernel != "" {
 		argv = append(argv, "-kernel", m.c.Kernel, "-initrd", m.c.Initrd, "-append", m.c.Append)
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.c.FwCfg)) {
-		argv = append(argv, "-fw_cfg", "name="+name+",file="+m.c.FwCfg[name])
+		argv = append(argv, "-fw_cfg", "name="+name+",file="+value(m.c.FwCfg[name]))
 	}
 	if m.c.Firmware == UEFI {
 		argv = append(argv,
-			"-drive", "if=pflash,format=raw,readonly=on,file="+ovmfCode, "-drive", "if=pflash,format=raw,file="+filepath.Join(m.c.Dir, "vars.fd"))
+			"-drive", "if=pflash,format=raw,readonly=on,file="+ovmfCode, "-drive", "if=pflash,format=raw,file="+value(filepath.Join(m.c.Dir, "vars.fd")))
 	}
 	return argv
 }
+
+// value is one in a list of options: a comma would end it.
+func value(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
 func freePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
