@@ -132,18 +132,26 @@ func (a *Agent) beSeen(ctx context.Context) {
 	go func() { say("reporting to the masters", a.reports(ctx)) }()
 }
 
+// clockFloor is the latest time that has certainly passed, and of whose making it is.
+func (a *Agent) clockFloor() (floor time.Time, what string) {
+	if image := a.image.NotBefore; image.After(a.conf.Cluster.Issued) {
+		return image, "the image's"
+	}
+	return a.conf.Cluster.Issued, "the config's"
+}
+
 // setClock moves a clock that is behind what is certain: certificates would
 // not be valid yet.
 func (a *Agent) setClock() error {
-	floor := a.conf.Cluster.Issued
+	floor, what := a.clockFloor()
 	if !time.Now().Before(floor) {
 		return nil
 	}
 	ts := unix.NsecToTimespec(floor.UnixNano())
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
-		return fmt.Errorf("the clock is before the config's making (%s) and cannot be set: %w", floor.Format(time.RFC3339), err)
+		return fmt.Errorf("the clock is before %s making (%s) and cannot be set: %w", what, floor.Format(time.RFC3339), err)
 	}
-	a.logf("the clock was before the config's making: set to %s", floor.Format(time.RFC3339))
+	a.logf("the clock was before %s making: set to %s", what, floor.Format(time.RFC3339))
 	return nil
 }
 

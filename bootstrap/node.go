@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Places on a node.
@@ -34,12 +35,14 @@ const (
 
 // Manifest is what the agent reads of the image's manifest.
 type Manifest struct {
-	ImageID    string  `json:"imageID"`
-	OS         string  `json:"os"`
-	Kubernetes string  `json:"kubernetes"`
-	Runtime    string  `json:"runtime"`
-	Network    string  `json:"network"`
-	Images     []Image `json:"images"`
+	ImageID    string `json:"imageID"`
+	OS         string `json:"os"`
+	Kubernetes string `json:"kubernetes"`
+	Runtime    string `json:"runtime"`
+	Network    string `json:"network"`
+	// NotBefore is a time before which the image cannot have been made.
+	NotBefore time.Time `json:"notBefore"`
+	Images    []Image   `json:"images"`
 }
 
 // Image is a container image of the node image.

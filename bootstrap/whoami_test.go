@@ -67,3 +67,18 @@ func TestPhases(t *testing.T) {
 		t.Errorf("%+v, %q", p.last, lines)
 	}
 }
+
+// TestClockFloor: an old config in a new image, and a new one in an old image.
+func TestClockFloor(t *testing.T) {
+	day := func(n int) time.Time { return time.Date(2026, 11, n, 0, 0, 0, 0, time.UTC) }
+	for _, tt := range []struct {
+		issued, image, want time.Time
+		what                string
+	}{{day(2), day(9), day(9), "the image's"}, {day(9), day(2), day(9), "the config's"}, {day(9), time.Time{}, day(9), "the config's"}} {
+		a := &Agent{image: Manifest{NotBefore: tt.image}}
+		a.conf.Cluster.Issued = tt.issued
+		if floor, what := a.clockFloor(); !floor.Equal(tt.want) || what != tt.what {
+			t.Errorf("%v, %v: %s, %s", tt.issued, tt.image, floor, what)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kimage-project/kimage/images/components"
 )
@@ -17,15 +18,18 @@ const APIVersion = "kimage.dev/v1alpha1"
 // manifest says what is in an image. It lies in the payload, on the data
 // partition and beside the artifact.
 type manifest struct {
-	APIVersion string               `json:"apiVersion"`
-	Kind       string               `json:"kind"`
-	Name       string               `json:"name"`
-	ImageID    string               `json:"imageID"`
-	OS         string               `json:"os"`
-	Kubernetes string               `json:"kubernetes"`
-	Runtime    string               `json:"runtime"`
-	Network    string               `json:"network"`
-	Arch       string               `json:"arch"`
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	Name       string `json:"name"`
+	ImageID    string `json:"imageID"`
+	OS         string `json:"os"`
+	Kubernetes string `json:"kubernetes"`
+	Runtime    string `json:"runtime"`
+	Network    string `json:"network"`
+	Arch       string `json:"arch"`
+	// NotBefore is when the catalogue was made that the image is of: a clock that
+	// shows less is wrong. An image has no other time, for its bytes have none.
+	NotBefore  time.Time            `json:"notBefore"`
 	Base       baseInfo             `json:"base"`
 	Components []components.Program `json:"components"`
 	Images     []components.Image   `json:"images"`
@@ -58,7 +62,11 @@ type storeInfo struct {
 // newManifest fills in everything but the payload; the imageID is the digest
 // of all inputs and options.
 func (b *Builder) newManifest(base baseInfo, set *components.Set, agentSHA256 string, agentBytes int64) (manifest, error) {
-	m := manifest{APIVersion: APIVersion, Kind: "ImageManifest", Name: b.name, OS: b.os.Name, Kubernetes: set.Kubernetes, Runtime: b.config.Runtime, Network: b.config.Network,
+	notBefore, err := components.Date()
+	if err != nil {
+		return manifest{}, err
+	}
+	m := manifest{APIVersion: APIVersion, NotBefore: notBefore, Kind: "ImageManifest", Name: b.name, OS: b.os.Name, Kubernetes: set.Kubernetes, Runtime: b.config.Runtime, Network: b.config.Network,
 		Arch: b.config.Arch, Base: base, Components: slices.Clone(set.Programs), Images: set.Images}
 	m.Components = append(m.Components, components.Program{Name: "kimage-agent", Version: Version, Origin: "this kimage", VerifiedBy: "part of kimage",
 		Files: []components.File{{Dest: "usr/bin/kimage-agent", SizeBytes: agentBytes, SHA256: agentSHA256}}})

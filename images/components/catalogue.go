@@ -14,6 +14,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -22,6 +23,7 @@ import (
 var catalogueYAML []byte
 
 type catalogue struct {
+	Date       string              `yaml:"date"`
 	Kubernetes []map[string]string `yaml:"kubernetes"`
 	Programs   []program           `yaml:"programs"`
 	Images     []imageRecipe       `yaml:"images"`
@@ -80,6 +82,15 @@ func load() (catalogue, error) {
 		return c, fmt.Errorf("reading the component catalogue: %w", err)
 	}
 	return c, nil
+}
+
+// Date is the day of the catalogue's last change.
+func Date() (time.Time, error) {
+	c, err := load()
+	if err != nil {
+		return time.Time{}, err
+	}
+	return time.Parse(time.DateOnly, c.Date)
 }
 
 // Versions lists the Kubernetes versions of the catalogue, newest first; the

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func minor(version string) string { return version[:strings.LastIndex(version, ".")] }
@@ -90,5 +91,12 @@ func TestEtcdModule(t *testing.T) {
 		if got := etcdModule(version); got != want {
 			t.Errorf("%s: got %s, want %s", version, got, want)
 		}
+	}
+}
+
+// TestDate: machines take it for a time that has passed.
+func TestDate(t *testing.T) {
+	if date, err := Date(); err != nil || date.Year() < 2026 || date.After(time.Now()) {
+		t.Errorf("%s, %v", date, err)
 	}
 }
