@@ -139,8 +139,7 @@ func (c *cluster) checkPods() {
 	if want := c.count(func(n *clusterNode) bool { return n.has("worker") }); len(pods) != want {
 		c.t.Fatalf("%d pods, not %d: %v", len(pods), want, pods)
 	}
-	const names, repeated = "http://echo/ http://echo.default.svc.cluster.local/", 10
-	m := c.first("master")
+	names, repeated := []string{"http://echo/", "http://echo.default.svc.cluster.local/"}, 5
 	for _, from := range pods {
 		var urls []string
 		want := map[string]string{}
@@ -151,7 +150,10 @@ func (c *cluster) checkPods() {
 				want[url] = to.node + " " + from.address
 			}
 		}
-		out := m.must(kubectl+"exec "+from.name+" -- /usr/bin/python3 -c '"+ask+"' "+strings.Join(urls, " ")+strings.Repeat(" "+names, repeated), 15*time.Minute)
+		out := c.askFrom(from, urls)
+		for range repeated {
+			out += c.askFrom(from, append(names, names...))
+		}
 		answered := map[string]bool{} // machines, through the Service
 		for line := range strings.Lines(out) {
 			url, answer, _ := strings.Cut(strings.TrimSpace(line), " ")
@@ -168,6 +170,24 @@ func (c *cluster) checkPods() {
 		}
 	}
 	c.t.Logf("pods of %d machines reach each other %s after power-on", len(pods), time.Since(c.started).Round(time.Second))
+}
+
+// askFrom has a pod ask each URL, and returns the answers. Its stream goes through an
+// API server, and is cut where that one does not answer for long; then it is asked
+// again, as a person would.
+func (c *cluster) askFrom(from pod, urls []string) string {
+	c.t.Helper()
+	const attempts = 3
+	for attempt := 1; ; attempt++ {
+		r, err := c.first("master").try(kubectl+"exec "+from.name+" -- /usr/bin/python3 -c '"+ask+"' "+strings.Join(urls, " "), 8*time.Minute)
+		if err == nil && r.Status == 0 {
+			return r.Stdout
+		}
+		if attempt == attempts {
+			c.t.Fatalf("asking %v from %s: %v, status %d\n%s", urls, from.name, err, r.Status, lastLines(r.Stderr, 20))
+		}
+		c.t.Logf("asking %v from %s again: %v, %s", urls, from.name, err, lastLines(r.Stderr, 1))
+	}
 }
 
 // startEcho returns the servers when all of them answer.
