@@ -41,8 +41,7 @@ The machines run until kimage down, also when the terminal is closed. Interrupte
 before they are Ready, it removes what it made, unless --keep is given.`,
 		Example: `  kimage up                              one machine
   kimage up --topology 3 -f three.yaml
-  export KUBECONFIG=cluster.local/kubeconfig; kubectl get nodes
-  kimage status; kimage ssh k8s-01; kimage down`,
+  export KUBECONFIG=cluster.local/kubeconfig; kubectl get nodes`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return u.run(cmd) },
 	}
@@ -139,9 +138,11 @@ func (l *localCluster) start(cmd *cobra.Command, f *cluster.File, u *upFlags) (f
 		return false, err
 	}
 	defer release()
-	if on, err := l.Running(); err != nil || on {
-		fmt.Fprintln(cmd.ErrOrStderr(), "the machines are running already")
+	if on, err := l.Running(); err != nil {
 		return false, err
+	} else if on {
+		fmt.Fprintln(cmd.ErrOrStderr(), "the machines are running already")
+		return false, nil
 	}
 	program, err := os.Executable()
 	if err != nil {
