@@ -46,7 +46,7 @@ func (e *ear) heard(ctx context.Context, answered bool) {
 	if e != nil && e.stop != nil {
 		select {
 		case <-e.ended:
-			e.stop = nil // the port was not free: it tries again
+			e.close() // the port was not free: it tries again
 		default:
 		}
 	}

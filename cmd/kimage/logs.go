@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/kimage-project/kimage/pkg/nearest"
 )
 
 func newLogs() *cobra.Command {
@@ -21,23 +23,35 @@ func newLogs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			m, err := l.machine(cmd.Context(), args[0])
 			if console {
-				f, openErr := os.Open(l.ConsoleFile(args[0]))
-				if openErr != nil {
-					return openErr
-				}
-				defer f.Close()
-				_, err := io.Copy(cmd.OutOrStdout(), f)
-				return err
+				return l.copyConsole(cmd.OutOrStdout(), args[0])
 			}
+			m, err := l.machine(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			return l.ssh(m, []string{"sudo journalctl --no-pager -o short-precise -u kimage-agent -u kimage-balancer -u kimage-etcd -u containerd -u kubelet"})
+			return l.ssh(m, []string{"sudo journalctl --no-pager -o short-precise -u kimage-agent -u kimage-balancer -u etcd -u containerd -u kubelet"})
 		},
 	}
 	clusterFlag(cmd, &file)
 	cmd.Flags().BoolVar(&console, "console", false, "the console, since the machine was made")
 	return cmd
+}
+
+// copyConsole copies all that a machine wrote to its console, also of one that is off.
+func (l *localCluster) copyConsole(w io.Writer, name string) error {
+	spec, err := l.Spec()
+	if err != nil {
+		return err
+	}
+	if spec.Machine(name) == nil {
+		return nearest.Unknown("machine", name, spec.Names())
+	}
+	f, err := os.Open(l.ConsoleFile(name))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(w, f)
+	return err
 }

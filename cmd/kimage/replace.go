@@ -60,11 +60,7 @@ func (l *localCluster) replace(cmd *cobra.Command, u *upFlags, name string, yes 
 	}
 	old := now.Machine(name)
 	if old == nil {
-		var names []string
-		for _, m := range now.Machines {
-			names = append(names, m.Name)
-		}
-		return nearest.Unknown("machine", name, names)
+		return nearest.Unknown("machine", name, now.Names())
 	}
 	members := 0
 	for _, m := range now.Machines {

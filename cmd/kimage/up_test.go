@@ -125,7 +125,7 @@ func TestUpNeverReady(t *testing.T) {
 	if out := inOK(t, dirs[0], "kubeconfig"); !strings.Contains(out, `"server": "https://127.0.0.1:`) {
 		t.Errorf("the kubeconfig:\n%s", out)
 	}
-	for _, refused := range [][]string{{"ssh", "k8s-02", "true"}, {"console", "k8s-02"}, {"logs", "k8s-02"}, {"replace", "k8s-02"}} {
+	for _, refused := range [][]string{{"ssh", "k8s-02", "true"}, {"console", "k8s-02"}, {"logs", "k8s-02"}, {"logs", "--console", "k8s-02"}, {"replace", "k8s-02"}} {
 		if _, words, status := in(t, dirs[0], refused...); status != statusCouldNotTell || !strings.Contains(words, `unknown machine "k8s-02"`) {
 			t.Errorf("%v: status %d: %s", refused, status, words)
 		}

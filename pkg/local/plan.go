@@ -122,6 +122,14 @@ func (s Spec) MemoryMiB() (sum int) {
 	return sum
 }
 
+// Names are those of all machines.
+func (s Spec) Names() (all []string) {
+	for _, m := range s.Machines {
+		all = append(all, m.Name)
+	}
+	return all
+}
+
 // Machine is the one of a name; nil: there is none.
 func (s Spec) Machine(name string) *Machine {
 	i := slices.IndexFunc(s.Machines, func(m Machine) bool { return m.Name == name })
