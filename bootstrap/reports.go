@@ -232,14 +232,13 @@ func (a *Agent) hearReports(ctx context.Context, pkiDir, socket string) error {
 
 // newStore is where a master keeps reports.
 func (a *Agent) newStore() *report.Store {
-	return &report.Store{Now: time.Now, Ready: PhaseReady, Known: func() []report.Known {
+	return &report.Store{ClusterName: a.conf.Cluster.Name, Master: a.name, Since: time.Now(), Now: time.Now, Ready: PhaseReady, Known: func() []report.Known {
 		return report.KnownMachines(a.conf.Peers, a.rosters.highest().Roster)
 	}}
 }
 
 // answerLocally serves kimage-agent status --cluster.
 func (a *Agent) answerLocally(ctx context.Context, socket string) {
-	since := time.Now()
 	os.Remove(socket)
 	err := os.MkdirAll(filepath.Dir(socket), 0o755)
 	var ln net.Listener
@@ -254,10 +253,8 @@ func (a *Agent) answerLocally(ctx context.Context, socket string) {
 		return
 	}
 	server := &http.Server{ReadTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		c := report.Cluster{APIVersion: nodeconf.APIVersion, Name: a.conf.Cluster.Name, Master: a.name, Since: since}
-		c.Machines, c.Pools, c.OK = a.store.List()
 		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(c)
+		json.NewEncoder(w).Encode(a.store.Cluster())
 	})}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()

@@ -47,7 +47,7 @@ const Stages = 5
 var (
 	Runtimes = []string{"containerd"}
 	Networks = []string{"flannel", "none"}
-	Formats  = []string{"raw", "qcow2"}
+	Formats  = []string{"raw", "qcow2", boxLibvirt, boxVirtualBox}
 )
 
 // Config says what to bake. Empty fields take the default that is named.
@@ -306,7 +306,7 @@ func (b *Builder) artifacts(ctx context.Context, raw *atomicfile.File, m manifes
 		if err != nil {
 			return nil, err
 		}
-		a := Artifact{Format: format, Path: filepath.Join(b.config.Output, b.name+"."+format), SizeBytes: fi.Size()}
+		a := Artifact{Format: format, Path: filepath.Join(b.config.Output, b.name+extension(format)), SizeBytes: fi.Size()}
 		// The disk is written back while the processor hashes.
 		var group errgroup.Group
 		group.Go(f.Sync)

@@ -258,7 +258,7 @@ func (m manifest) encode() ([]byte, error) {
 
 // convert writes the finished disk in another format.
 func (b *Builder) convert(ctx context.Context, raw *os.File, format string) (*atomicfile.File, error) {
-	f, err := atomicfile.Create(filepath.Join(b.config.Output, b.name+"."+format), 0o644)
+	f, err := atomicfile.Create(filepath.Join(b.config.Output, b.name+extension(format)), 0o644)
 	if err != nil {
 		return nil, err
 	}
@@ -269,7 +269,12 @@ func (b *Builder) convert(ctx context.Context, raw *os.File, format string) (*at
 	}
 	bar := b.report.Bar("writing "+format, fi.Size())
 	defer bar.Done()
-	if err := qcow2.Write(ctx, f.File, raw, bar.Add); err != nil {
+	if format == "qcow2" {
+		err = qcow2.Write(ctx, f.File, raw, bar.Add)
+	} else {
+		err = b.writeBox(ctx, f.File, raw, format, bar.Add)
+	}
+	if err != nil {
 		f.Abort()
 		return nil, fmt.Errorf("writing %s: %w", format, err)
 	}

@@ -86,7 +86,11 @@ func (m manifest) unsigned() []string {
 }
 
 func (r *Result) bootCommand() string {
-	a := r.Artifacts[0]
+	i := slices.IndexFunc(r.Artifacts, func(a Artifact) bool { return a.Format == "raw" || a.Format == "qcow2" })
+	if i < 0 {
+		return fmt.Sprintf("vagrant box add --name %s %s", r.Name, r.Artifacts[0].Path)
+	}
+	a := r.Artifacts[i]
 	file := a.Path
 	if !filepath.IsAbs(file) { // a backing file's name is relative to the overlay's
 		file = "$PWD/" + file

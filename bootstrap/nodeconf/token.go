@@ -12,10 +12,17 @@ const tokenAlphabet = "0123456789abcdefghijklmnopqrstuvwxyz"
 // follows from the join key and the name alone, so that the operator and every
 // master derive the same one; it has no end, and ends with the join key.
 func Token(joinKey []byte, pool bool, name string) string {
-	kind := "node"
 	if pool {
-		kind = "pool"
+		return token(joinKey, "pool", name)
 	}
+	return token(joinKey, "node", name)
+}
+
+// OperatorToken is by which who has the cluster's secrets proves it to masters'
+// agents. It is no bootstrap token: no API server knows it.
+func OperatorToken(joinKey []byte) string { return token(joinKey, "operator", "operator") }
+
+func token(joinKey []byte, kind, name string) string {
 	mac := hmac.New(sha256.New, joinKey)
 	mac.Write([]byte("kimage.dev bootstrap token v1\n" + kind + "\n" + name))
 	n := new(big.Int).SetBytes(mac.Sum(nil))

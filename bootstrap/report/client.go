@@ -32,41 +32,61 @@ type Refused struct{ Why string }
 func (r *Refused) Error() string { return "it refuses: " + r.Why }
 
 // Send tells one master, and returns its answer and how far its clock is ahead
-// of this machine's. The connection is made for it and closed: thousands of
-// idle ones would cost the masters more than a handshake a minute.
+// of this machine's.
 func (c *Client) Send(ctx context.Context, to nodeconf.Master, m Message) (a Answer, ahead time.Duration, err error) {
-	conn, err := c.dial(ctx, to)
+	body, err := json.Marshal(m)
 	if err != nil {
 		return a, 0, err
+	}
+	sent, took, err := c.exchange(ctx, to, http.MethodPost, path, body, &a)
+	if err != nil {
+		return a, 0, err
+	}
+	return a, a.Time.Sub(sent.Add(took / 2)), nil
+}
+
+// Cluster asks one master what it knows of all machines; only the operator may.
+func (c *Client) Cluster(ctx context.Context, to nodeconf.Master) (all Cluster, err error) {
+	_, _, err = c.exchange(ctx, to, http.MethodGet, clusterPath, nil, &all)
+	return all, err
+}
+
+// exchange sends one request and reads the answer, and says when it was sent by this
+// machine's clock and what it took. The connection is made for it and closed:
+// thousands of idle ones would cost the masters more than a handshake a minute.
+func (c *Client) exchange(ctx context.Context, to nodeconf.Master, method, path string, body []byte, into any) (sent time.Time, took time.Duration, err error) {
+	conn, err := c.dial(ctx, to)
+	if err != nil {
+		return sent, 0, err
 	}
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	req, err := c.request(conn, to, m)
+	req, err := c.request(conn, to, method, path, body)
 	if err != nil {
-		return a, 0, err
+		return sent, 0, err
 	}
-	sent := c.Now()
+	sent = c.Now()
 	if err := req.Write(conn); err != nil {
-		return a, 0, err
+		return sent, 0, err
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(conn), req)
 	if err != nil {
-		return a, 0, err
+		return sent, 0, err
 	}
 	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxMessageBytes))
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes))
 	if err != nil {
-		return a, 0, err
+		return sent, 0, err
 	}
-	took := c.Now().Sub(sent)
+	took = c.Now().Sub(sent)
 	if resp.StatusCode != http.StatusOK {
-		return a, 0, &Refused{Plain(string(bytes.TrimSpace(data)), maxWhy)}
+		return sent, took, &Refused{Plain(string(bytes.TrimSpace(data)), maxWhy)}
 	}
-	if err := json.Unmarshal(data, &a); err != nil {
-		return a, 0, fmt.Errorf("reading the answer: %w", err)
+	if err := json.Unmarshal(data, into); err != nil {
+		return sent, took, fmt.Errorf("reading the answer: %w", err)
 	}
-	return a, a.Time.Sub(sent.Add(took / 2)), nil
+	return sent, took, nil
 }
 
 // dial connects to the machine that is a master under this name, and to no
@@ -94,12 +114,8 @@ func (c *Client) dial(ctx context.Context, to nodeconf.Master) (*tls.Conn, error
 	return conn.(*tls.Conn), nil
 }
 
-func (c *Client) request(conn *tls.Conn, to nodeconf.Master, m Message) (*http.Request, error) {
-	body, err := json.Marshal(m)
-	if err != nil {
-		return nil, err
-	}
-	req, err := http.NewRequest(http.MethodPost, "https://"+net.JoinHostPort(to.Address, strconv.Itoa(Port))+path, bytes.NewReader(body))
+func (c *Client) request(conn *tls.Conn, to nodeconf.Master, method, path string, body []byte) (*http.Request, error) {
+	req, err := http.NewRequest(method, "https://"+net.JoinHostPort(to.Address, strconv.Itoa(Port))+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +125,10 @@ func (c *Client) request(conn *tls.Conn, to nodeconf.Master, m Message) (*http.R
 		return req, nil
 	}
 	kind, name := kindNode, c.Identity.Name
-	if c.Identity.Pool != "" {
+	switch {
+	case c.Identity.Operator:
+		kind, name = kindOperator, kindOperator
+	case c.Identity.Pool != "":
 		kind, name = kindPool, c.Identity.Pool
 	}
 	cs := conn.ConnectionState()

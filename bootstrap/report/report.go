@@ -20,6 +20,8 @@
 //	              and shows its client certificate for etcd, whose common name is
 //	              "kimage-agent:NAME".
 //
+// Who has the cluster's secrets may ask for what a master heard of all machines.
+//
 // This needs no secret that the machine does not have already. It has a port of
 // its own, beside that of founding: those who may be heard here are many more
 // than those who may have a say in etcd, and neither can reach the other's code.
@@ -50,7 +52,9 @@ const Port = 7443
 
 const (
 	path            = "/v1/report"
+	clusterPath     = "/v1/cluster"
 	maxMessageBytes = 256 << 10 // a roster of some hundred masters and members
+	maxAnswerBytes  = 16 << 20  // some thousand machines
 	headerKind      = "Kimage-Kind"
 	headerName      = "Kimage-Name" // of the machine, or of its pool
 	headerProof     = "Kimage-Proof"
@@ -59,8 +63,9 @@ const (
 
 // Kinds of names.
 const (
-	kindNode = "node"
-	kindPool = "pool"
+	kindNode     = "node"
+	kindPool     = "pool"
+	kindOperator = "operator" // one name, the same
 )
 
 // Report is what a machine says of itself.
@@ -93,6 +98,9 @@ type Answer struct {
 type Identity struct {
 	Name  string
 	Pool  string           // empty: a machine of the cluster file
+	// Operator is somebody who has the cluster's secrets, and who may ask about all
+	// machines. Name and Pool are empty.
+	Operator bool
 	Token string           // empty: Cert proves it
 	Cert  *tls.Certificate // of an etcd member without a kubelet
 }

@@ -6,6 +6,8 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -157,6 +159,37 @@ func TestSend(t *testing.T) {
 	}
 }
 
+// TestOperator: who has the join key may ask what a master heard, and send nothing;
+// machines may send, and not ask.
+func TestOperator(t *testing.T) {
+	f := newFixture(t)
+	f.store.Master = "m1"
+	operator := Identity{Operator: true, Token: nodeconf.OperatorToken(joinKey)}
+	if _, _, err := f.client(node("w1")).Send(t.Context(), master, Message{ClusterUID: uid, Report: Report{Name: "w1", Phase: "waiting"}}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := f.client(operator).Cluster(t.Context(), master)
+	if err != nil || c.Master != "m1" || c.OK || len(c.Machines) != 2 || c.Machines[1].Report == nil || c.Machines[1].Report.Phase != "waiting" {
+		t.Fatalf("the operator gets %+v, %v", c, err)
+	}
+	for name, as := range map[string]Identity{
+		"a machine":                          node("w1"),
+		"another cluster's operator":         {Operator: true, Token: nodeconf.OperatorToken([]byte("other"))},
+		"a machine that calls itself one":    {Operator: true, Token: nodeconf.Token(joinKey, false, "operator")},
+		"an etcd member, by its certificate": {Name: "e1", Cert: f.etcdCert(f.etcdCA, "kimage-agent:e1")},
+		"nobody":                             {},
+	} {
+		if _, err := f.client(as).Cluster(t.Context(), master); err == nil {
+			t.Errorf("%s is told about all machines", name)
+		} else if _, ok := errors.AsType[*Refused](err); !ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, _, err := f.client(operator).Send(t.Context(), master, Message{ClusterUID: uid, Report: Report{Name: "w1"}}); err == nil || !strings.Contains(err.Error(), "no machine") {
+		t.Errorf("the operator's report: %v", err)
+	}
+}
+
 // TestFalseMaster: a machine proves nothing to who is not the master it means.
 func TestFalseMaster(t *testing.T) {
 	f := newFixture(t)
@@ -221,7 +254,11 @@ func TestProofIsOfOneConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer heard.Close()
-	req, err := c.request(heard, master, m)
+	body, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := c.request(heard, master, http.MethodPost, path, body)
 	if err != nil {
 		t.Fatal(err)
 	}

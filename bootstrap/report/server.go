@@ -118,7 +118,10 @@ func (s *Server) serve(ctx context.Context, ln net.Listener) error {
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
-		name, pool, err := s.who(r) // first: of strangers nothing is read
+		name, pool, operator, err := s.who(r) // first: of strangers nothing is read
+		if err == nil && operator {
+			err = errors.New("the operator is no machine")
+		}
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusForbidden)
 			return
@@ -136,6 +139,18 @@ func (s *Server) Handler() http.Handler {
 		}
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(a)
+	})
+	mux.HandleFunc("GET "+clusterPath, func(w http.ResponseWriter, r *http.Request) {
+		_, _, operator, err := s.who(r)
+		if err == nil && !operator {
+			err = errors.New("only the operator may ask about all machines")
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(s.cfg.Store.Cluster())
 	})
 	return mux
 }
@@ -167,33 +182,42 @@ func (s *Server) answer(name, pool, from string, m Message) (Answer, error) {
 // errStranger says no more to one who does not know a token.
 var errStranger = errors.New("this master does not know this machine's token: its config is older than this machine's, or the token was revoked")
 
-// who is the machine, or the pool, that the connection proves.
-func (s *Server) who(r *http.Request) (name, pool string, err error) {
+// who is the machine, the pool, or the operator, that the connection proves.
+func (s *Server) who(r *http.Request) (name, pool string, operator bool, err error) {
 	if r.TLS == nil {
-		return "", "", errors.New("BUG: without TLS")
+		return "", "", false, errors.New("BUG: without TLS")
 	}
 	if len(r.TLS.VerifiedChains) > 0 {
 		name, ok := strings.CutPrefix(r.TLS.PeerCertificates[0].Subject.CommonName, agentName)
 		if !ok {
-			return "", "", errors.New("the certificate is no agent's")
+			return "", "", false, errors.New("the certificate is no agent's")
 		}
-		return name, "", nil
+		return name, "", false, nil
 	}
 	kind, claimed := r.Header.Get(headerKind), r.Header.Get(headerName)
-	if kind != kindNode && kind != kindPool || claimed == "" {
-		return "", "", errStranger
+	var token string
+	switch {
+	case kind == kindOperator && claimed == kindOperator:
+		token = nodeconf.OperatorToken(s.cfg.JoinKey)
+	case (kind == kindNode || kind == kindPool) && claimed != "":
+		token = nodeconf.Token(s.cfg.JoinKey, kind == kindPool, claimed)
+	default:
+		return "", "", false, errStranger
 	}
-	want, err := proof(nodeconf.Token(s.cfg.JoinKey, kind == kindPool, claimed), kind, claimed, r.TLS)
+	want, err := proof(token, kind, claimed, r.TLS)
 	if err != nil {
-		return "", "", err
+		return "", "", false, err
 	}
 	if !hmac.Equal([]byte(want), []byte(r.Header.Get(headerProof))) {
-		return "", "", errStranger
+		return "", "", false, errStranger
 	}
-	if kind == kindPool {
-		return "", claimed, nil
+	switch kind {
+	case kindOperator:
+		return "", "", true, nil
+	case kindPool:
+		return "", claimed, false, nil
 	}
-	return claimed, "", nil
+	return claimed, "", false, nil
 }
 
 // bounded accepts no more connections than slots has room for.

@@ -63,9 +63,12 @@ type Cluster struct {
 // Store keeps the last report of each machine, in memory: who was not heard of
 // since the agent started will be within a minute, or is not there.
 type Store struct {
-	Known func() []Known // now
-	Now   func() time.Time
-	Ready string // the phase of a machine that is well
+	ClusterName string
+	Master      string         // whose it is
+	Known       func() []Known // now
+	Now         func() time.Time
+	Ready       string    // the phase of a machine that is well
+	Since       time.Time // when the master began to listen
 
 	mu   sync.Mutex
 	last map[[2]string]entry // by pool and name
@@ -116,8 +119,15 @@ func (s *Store) prune(pool string, limit int) {
 	}
 }
 
-// List is every machine of the cluster file, and those of its pools that were
-// heard of.
+// Cluster is what the master knows of every machine of the cluster file, and of those
+// of its pools that were heard of.
+func (s *Store) Cluster() Cluster {
+	c := Cluster{APIVersion: nodeconf.APIVersion, Name: s.ClusterName, Master: s.Master, Since: s.Since}
+	c.Machines, c.Pools, c.OK = s.List()
+	return c
+}
+
+// List is its machines and pools, and whether all are well.
 func (s *Store) List() ([]Machine, []Pool, bool) {
 	now, ok := s.Now(), true
 	s.mu.Lock()

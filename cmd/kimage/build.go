@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -69,7 +70,7 @@ second build of an image takes seconds.`,
 	f.StringVar(&c.Runtime, "runtime", "containerd", "container runtime")
 	f.StringVar(&c.Network, "network", "flannel", "network plugin: flannel or none")
 	f.StringVar(&c.Arch, "arch", "amd64", "processor architecture")
-	f.StringSliceVar(&c.Formats, "format", []string{"raw"}, "disk formats: raw, qcow2")
+	f.StringSliceVar(&c.Formats, "format", []string{"raw"}, "disk formats: "+strings.Join(images.Formats, ", "))
 	f.StringVar(&c.Base, "base", "auto", "where the operating system comes from: auto, packages, FILE or URL (raw or qcow2, also .gz .xz .zst .bz2)")
 	f.StringVar(&c.Components, "components", "auto", "where programs and container images come from: auto, release, source, or a mirror's DIR or URL")
 	f.StringVar(&c.Images, "images", "all", "container images to preload: all, control-plane or none")

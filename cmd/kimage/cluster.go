@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"strings"
 	"text/tabwriter"
 
@@ -28,7 +29,8 @@ with it, and say what it means for one machine.`,
 }
 
 func newClusterNew() *cobra.Command {
-	var topology, name, osName, kubernetes string
+	var o cluster.Outline
+	var subnet string
 	cmd := &cobra.Command{
 		Use:   "new",
 		Short: "Print a cluster file to begin with",
@@ -41,33 +43,50 @@ func newClusterNew() *cobra.Command {
 		Example: "  kimage cluster new --topology 6 --os coreos-stable > cluster.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := support()
+			if subnet != "" {
+				var err error
+				if o.Subnet, err = netip.ParsePrefix(subnet); err != nil {
+					return fmt.Errorf("--subnet %s: no network (such as 172.17.8.0/24)", subnet)
+				}
+			}
+			text, err := newClusterFile(o)
 			if err != nil {
-				return err
-			}
-			if _, err := images.FindOS(osName); err != nil {
-				return err
-			}
-			if kubernetes == "" {
-				kubernetes = s.Kubernetes[0]
-			}
-			text, err := cluster.New(topology, name, osName, kubernetes)
-			if err != nil {
-				return err
-			}
-			// What is printed must be right, whatever the flags said.
-			if _, err := cluster.Parse([]byte(text), "the new cluster file", s); err != nil {
 				return err
 			}
 			_, err = fmt.Fprint(cmd.OutOrStdout(), text)
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&topology, "topology", "1", "1, 3, 6 or 8")
-	cmd.Flags().StringVar(&name, "name", "demo", "name of the cluster")
-	cmd.Flags().StringVar(&osName, "os", "debian-13", "operating system (kimage list os)")
-	cmd.Flags().StringVar(&kubernetes, "kubernetes", "", "Kubernetes version (default: newest)")
+	f := cmd.Flags()
+	f.StringVar(&o.Topology, "topology", "1", "1, 3, 6 or 8")
+	f.IntVar(&o.Workers, "workers", 0, "workers besides those of the topology")
+	f.StringVar(&o.Name, "name", "demo", "name of the cluster")
+	f.StringVar(&o.OS, "os", "debian-13", "operating system (kimage list os)")
+	f.StringVar(&o.Kubernetes, "kubernetes", "", "Kubernetes version (default: newest)")
+	f.StringVar(&o.Plugin, "network", "flannel", "network plugin: flannel or none")
+	f.StringVar(&subnet, "subnet", "", "IPv4 network of the machines (default: 172.17.8.0/24)")
 	return cmd
+}
+
+// newClusterFile is the text of a cluster file to begin with, which is right whatever
+// was asked for.
+func newClusterFile(o cluster.Outline) (string, error) {
+	s, err := support()
+	if err != nil {
+		return "", err
+	}
+	if _, err := images.FindOS(o.OS); err != nil {
+		return "", err
+	}
+	if o.Kubernetes == "" {
+		o.Kubernetes = s.Kubernetes[0]
+	}
+	text, err := cluster.New(o)
+	if err != nil {
+		return "", err
+	}
+	_, err = cluster.Parse([]byte(text), "the new cluster file", s)
+	return text, err
 }
 
 func newClusterCheck() *cobra.Command {

@@ -27,6 +27,8 @@ that every build needs; what only some builds need is shown, too.`,
 				{"--base packages", doctor.BasePackages},
 				{"--components source", slices.Concat(doctor.Source, doctor.SourceImages)},
 				{"kimage config --seed", doctor.Seed},
+				{"--format vagrant-virtualbox", doctor.VirtualBox},
+				{"vagrant up with libvirt", doctor.Libvirt},
 				{"booting an image here", doctor.Boot},
 				{"a cluster here (kimage up)", doctor.Run},
 			}

@@ -45,6 +45,12 @@ func localOf(path string) (*localCluster, error) {
 	return &localCluster{local.Set{Dir: dir}, path}, err
 }
 
+// exists says whether kimage up made machines.
+func (l *localCluster) exists() bool {
+	_, err := l.Spec()
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // openLocal is the cluster of -f, which has local machines.
 func openLocal(path string) (*localCluster, error) {
 	l, err := localOf(path)
@@ -62,7 +68,10 @@ func openLocal(path string) (*localCluster, error) {
 const claimFile = "claim"
 
 // claim keeps others from making, changing or removing the machines until release.
-func (l *localCluster) claim() (release func(), err error) {
+func (l *localCluster) claim() (release func(), err error) { return l.claimBy(syscall.LOCK_NB) }
+
+// claimBy waits for others unless how is LOCK_NB.
+func (l *localCluster) claimBy(how int) (release func(), err error) {
 	if entries, err := os.ReadDir(l.Dir); err == nil && len(entries) > 0 {
 		if _, err := os.Stat(l.in(claimFile)); errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%s was not made by kimage up: move it away, or give the cluster file another name", l.Dir)
@@ -75,7 +84,7 @@ func (l *localCluster) claim() (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|how); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("another kimage works on %s: wait until it has ended", l.Dir)
 	}
@@ -154,19 +163,20 @@ func (l *localCluster) needs(f *cluster.File) error {
 
 // bake makes the image of the cluster file, and returns its path. An image has its
 // own name: machines that were made from another one go on with theirs.
-func (l *localCluster) bake(ctx context.Context, f *cluster.File) (string, error) {
+func (l *localCluster) bake(ctx context.Context, f *cluster.File, format string) (string, error) {
 	spec := f.Cluster.Spec
-	c := images.Config{OS: f.OS.Name, Kubernetes: spec.Kubernetes, Runtime: spec.Runtime, Network: spec.Network.Plugin, Arch: "amd64", Formats: []string{"raw"},
+	c := images.Config{OS: f.OS.Name, Kubernetes: spec.Kubernetes, Runtime: spec.Runtime, Network: spec.Network.Plugin, Arch: "amd64", Formats: []string{format},
 		Base: "auto", Components: "auto", Images: "all", Name: "new", Output: l.in("images"), Report: progress.New(os.Stderr, images.Stages)}
 	result, err := bake(ctx, c, "")
 	if err != nil {
 		return "", err
 	}
-	image := l.in("images", result.ImageID+".raw")
+	made := result.Artifacts[0].Path
+	image := l.in("images", result.ImageID+strings.TrimPrefix(filepath.Base(made), c.Name))
 	if _, err := os.Stat(image); err == nil {
-		return image, os.Remove(result.Artifacts[0].Path)
+		return image, os.Remove(made)
 	}
-	return image, os.Rename(result.Artifacts[0].Path, image)
+	return image, os.Rename(made, image)
 }
 
 // prune removes the baked images that no machine boots from any more.
@@ -218,11 +228,14 @@ func (l *localCluster) configure(cmd *cobra.Command, f *cluster.File, identity s
 		if f.OS.FirstBoot == "cloud-init" {
 			m.Seed = filepath.Join(dir, ignition.SeedFile)
 		} else {
-			m.FwCfg = map[string]string{"opt/com.coreos/config": filepath.Join(dir, ignition.ConfigFile)}
+			m.FwCfg = map[string]string{ignitionKey: filepath.Join(dir, ignition.ConfigFile)}
 		}
 	}
 	return s, nil
 }
+
+// ignitionKey is where Ignition looks for its config in QEMU's firmware configuration.
+const ignitionKey = "opt/com.coreos/config"
 
 // unhurried lets the control plane of emulated machines be slow, where the file does
 // not say how fast it is to be: by its own times it gives up being the leader, ends
@@ -309,7 +322,7 @@ func (l *localCluster) prepare(cmd *cobra.Command, f *cluster.File, identity, im
 		return spec, nil, err
 	}
 	if image == "" {
-		if image, err = l.bake(cmd.Context(), f); err != nil {
+		if image, err = l.bake(cmd.Context(), f, "raw"); err != nil {
 			return spec, nil, err
 		}
 	} else if image, err = filepath.Abs(image); err != nil {

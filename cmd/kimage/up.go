@@ -14,7 +14,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/kimage-project/kimage/images"
 	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/cluster"
 	"github.com/kimage-project/kimage/pkg/local"
@@ -108,25 +107,11 @@ func (u *upFlags) clusterFile(cmd *cobra.Command) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	s, err := support()
+	text, err := newClusterFile(cluster.Outline{Topology: u.topology, Name: "demo", OS: u.osName, Kubernetes: u.kubernetes})
 	if err != nil {
 		return err
 	}
-	if _, err := images.FindOS(u.osName); err != nil {
-		return err
-	}
-	kubernetes := u.kubernetes
-	if kubernetes == "" {
-		kubernetes = s.Kubernetes[0]
-	}
-	text, err := cluster.New(u.topology, "demo", u.osName, kubernetes)
-	if err != nil {
-		return err
-	}
-	if _, err := cluster.Parse([]byte(text), u.file, s); err != nil {
-		return err
-	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "wrote %s: topology %s, %s, Kubernetes %s\n", u.file, u.topology, u.osName, kubernetes)
+	fmt.Fprintf(cmd.ErrOrStderr(), "wrote %s: topology %s, %s\n", u.file, u.topology, u.osName)
 	return atomicfile.Write(u.file, []byte(text), 0o644)
 }
 

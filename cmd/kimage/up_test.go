@@ -116,7 +116,7 @@ func TestUpNeverReady(t *testing.T) {
 		OK       bool
 		Machines []machineLine
 	}
-	if err := json.Unmarshal([]byte(out), &said); err != nil || said.OK || len(said.Machines) != 1 || said.Machines[0].Phase != "waiting" || !said.Machines[0].On {
+	if err := json.Unmarshal([]byte(out), &said); err != nil || said.OK || len(said.Machines) != 1 || said.Machines[0].Phase != "waiting" || said.Machines[0].Power != powerOn {
 		t.Errorf("%v:\n%s", err, out)
 	}
 	if out := inOK(t, dirs[0], "logs", "--console", "k8s-01"); !strings.Contains(out, "no API server answers") {
@@ -160,11 +160,12 @@ func TestUpNeverReady(t *testing.T) {
 	if _, words, status := in(t, dirs[0], "up", "--timeout", "12s"); status != statusCouldNotTell || !strings.Contains(words, "they boot from their disks again") || !strings.Contains(words, "k8s-01  waiting") {
 		t.Errorf("after a power cut: status %d: %s", status, words)
 	}
-	for _, dir := range dirs {
+	for i, dir := range dirs {
 		inOK(t, dir, "down")
 		ended(t, dir)
 		inOK(t, dir, "down") // nothing to end
-		if _, words, status := in(t, dir, "status"); status != statusCouldNotTell || !strings.Contains(words, "no machines on this computer: kimage up") {
+		want := []string{"no machines on this computer (kimage up)", "not a cluster file"}[i]
+		if _, words, status := in(t, dir, "status"); status != statusCouldNotTell || !strings.Contains(words, want) {
 			t.Errorf("status %d: %s", status, words)
 		}
 	}

@@ -44,7 +44,7 @@ spec:
 
 func TestEveryTopologyIsRight(t *testing.T) {
 	for _, shape := range Topologies {
-		text, err := New(shape, "demo", "coreos-stable", "v1.37.2")
+		text, err := New(Outline{Topology: shape, Name: "demo", OS: "coreos-stable", Kubernetes: "v1.37.2"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -59,7 +59,7 @@ func TestEveryTopologyIsRight(t *testing.T) {
 			t.Errorf("topology %s: warnings %v", shape, f.Warnings)
 		}
 	}
-	if _, err := New("7", "demo", "x", "y"); err == nil {
+	if _, err := New(Outline{Topology: "7", Name: "demo", OS: "x", Kubernetes: "y"}); err == nil {
 		t.Error("topology 7 exists")
 	}
 }
@@ -272,7 +272,7 @@ func TestStem(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(valid))
 	for _, shape := range Topologies {
-		text, err := New(shape, "demo", "coreos-stable", "1.37")
+		text, err := New(Outline{Topology: shape, Name: "demo", OS: "coreos-stable", Kubernetes: "1.37"})
 		if err != nil {
 			f.Fatal(err)
 		}

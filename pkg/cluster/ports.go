@@ -22,7 +22,7 @@ func (f *File) Ports() []Port {
 		{"etcd", "etcd", "tcp", "2380", "etcd, between members"},
 		{"etcd", "etcd, master", "tcp", "2379", "etcd, clients"},
 		{"etcd", "etcd", "tcp", "7444", "agents, founding etcd"},
-		{"master", "all", "tcp", "7443", "agents, reports"},
+		{"master", "all, people", "tcp", "7443", "agents, reports; kimage status"},
 		{"worker", "master", "tcp", "7443", "agents, the list of masters for a worker that finds none"},
 		{"master", "master, worker, people", "tcp", "6443", "Kubernetes API"},
 		{"master, worker", "master", "tcp", "10250", "kubelet"},

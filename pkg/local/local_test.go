@@ -300,7 +300,7 @@ func TestScreen(t *testing.T) {
 }
 
 func TestPlan(t *testing.T) {
-	text, err := cluster.New("6", "demo", "debian-13", "v1.37.2")
+	text, err := cluster.New(cluster.Outline{Topology: "6", Name: "demo", OS: "debian-13", Kubernetes: "v1.37.2"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+	"github.com/kimage-project/kimage/bootstrap/report"
+	"github.com/kimage-project/kimage/ignition/state"
+	"github.com/kimage-project/kimage/pkg/cluster"
+)
+
+// remoteCluster is a cluster that runs somewhere else, as its operator sees it.
+type remoteCluster struct {
+	file    *cluster.File
+	client  report.Client
+	masters []nodeconf.Master
+}
+
+// openRemote takes what proves the operator out of the secrets.
+func openRemote(cmd *cobra.Command, file, identity string) (*remoteCluster, error) {
+	s, f, err := openOperator(cmd, file, identity)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	r := &remoteCluster{file: f, client: report.Client{CA: x509.NewCertPool(), Now: time.Now,
+		Identity: report.Identity{Operator: true, Token: nodeconf.OperatorToken(bytes.TrimSpace(s.Secret(nodeconf.JoinKey)))}}}
+	r.client.CA.AppendCertsFromPEM(s.Pair(nodeconf.ClusterCA).Cert)
+	for _, t := range f.Nodes {
+		if t.Has(cluster.RoleMaster) && len(t.Addresses) > 0 {
+			r.masters = append(r.masters, nodeconf.Master{Name: t.Name, Address: t.Addresses[0]})
+		}
+	}
+	if len(r.masters) == 0 {
+		return nil, fmt.Errorf("%s gives no master an address: nobody can be asked", file)
+	}
+	return r, nil
+}
+
+// openOperator opens the secrets of a cluster that has no machines on this computer.
+func openOperator(cmd *cobra.Command, file, identity string) (*state.Store, *cluster.File, error) {
+	f, err := readCluster(cmd, file)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := state.OpenExisting(openState(cmd, f, identity))
+	if errors.Is(err, state.ErrNoState) {
+		return nil, nil, fmt.Errorf("%s has no machines on this computer (kimage up -f %s), and no secrets by which others could be asked (kimage config -f %s)", file, file, file)
+	}
+	return s, f, err
+}
+
+// askBudget is for one master's answer, of which an emulated one takes some seconds.
+const askBudget = 10 * time.Second
+
+// lines are all machines, by what any master heard last.
+func (r *remoteCluster) lines(ctx context.Context) ([]machineLine, error) {
+	ctx, cancel := context.WithTimeout(ctx, askBudget)
+	defer cancel()
+	answers, errs := make([]report.Cluster, len(r.masters)), make([]error, len(r.masters))
+	var wg sync.WaitGroup
+	for i, m := range r.masters {
+		wg.Go(func() { answers[i], errs[i] = r.client.Cluster(ctx, m) })
+	}
+	wg.Wait()
+	answered := slices.Contains(errs, nil)
+	silent := map[string]error{}
+	type heard struct {
+		report.Machine
+		by string
+	}
+	newest := map[[2]string]heard{}
+	var since time.Time
+	for i, c := range answers {
+		if errs[i] != nil {
+			silent[r.masters[i].Name] = errs[i]
+			continue
+		}
+		if since.IsZero() || c.Since.Before(since) {
+			since = c.Since
+		}
+		for _, m := range c.Machines {
+			key := [2]string{m.Pool, m.Name}
+			if last, ok := newest[key]; m.Heard != nil && (!ok || m.Heard.After(*last.Heard)) {
+				newest[key] = heard{m, c.Master}
+			}
+		}
+	}
+	const shown = time.DateTime + " MST"
+	line := func(name string, roles []string, h heard) machineLine {
+		m := machineLine{Name: name, Roles: roles}
+		switch why := silent[name]; {
+		case h.Report != nil && !h.Silent:
+			m.heardAs(h.Report, h.by)
+		case why != nil:
+			m.Why = fmt.Sprintf("it was asked: %v", why)
+		case !answered:
+			m.Why = "no master answers"
+		case h.Report != nil:
+			m.Why, m.From = fmt.Sprintf("not heard of since %s, then it was %s: is it on, and on the network?", h.Heard.UTC().Format(shown), h.Report.Phase), h.by
+		default:
+			m.Why = fmt.Sprintf("never heard of since %s: is it on, and does it reach TCP %d of the masters?", since.UTC().Format(shown), cluster.ReportPort)
+		}
+		return m
+	}
+	var out []machineLine
+	for _, t := range r.file.Nodes {
+		out = append(out, line(t.Name, t.Roles, newest[[2]string{"", t.Name}]))
+	}
+	for _, t := range r.file.Pools {
+		var of []machineLine
+		for key, h := range newest {
+			if key[0] == t.Name && !h.Silent {
+				of = append(of, line(key[1], t.Roles, h))
+			}
+		}
+		slices.SortFunc(of, func(a, b machineLine) int { return cmp.Compare(a.Name, b.Name) })
+		out = append(out, of...)
+		if missing := t.Size - len(of); missing > 0 {
+			out = append(out, machineLine{Name: t.Name, Roles: t.Roles, Why: fmt.Sprintf("%d of %d machines of this pool were not heard of", missing, t.Size)})
+		}
+	}
+	if !answered {
+		return out, fmt.Errorf("%s has no machines on this computer (kimage up), and no master of it answers on TCP %d", r.file.Path, cluster.ReportPort)
+	}
+	return out, nil
+}

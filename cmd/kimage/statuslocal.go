@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/kimage-project/kimage/bootstrap/report"
+	"github.com/kimage-project/kimage/pkg/local"
+	"github.com/kimage-project/kimage/pkg/qemu"
+)
+
+// lines are all machines. It works with none of them on.
+func (l *localCluster) lines(ctx context.Context) ([]machineLine, error) {
+	spec, err := l.Spec()
+	if err != nil {
+		return nil, err
+	}
+	st, err := l.Status(ctx)
+	if err != nil && !errors.Is(err, local.ErrNotRunning) {
+		return nil, err
+	}
+	on := map[string]local.MachineStatus{}
+	for _, m := range st.Machines {
+		on[m.Name] = m
+	}
+	heard, master := l.heard(ctx, spec, on)
+	var out []machineLine
+	for _, m := range spec.Machines {
+		line := machineLine{Name: m.Name, Roles: m.Roles, Power: powerOff, From: "console"}
+		if s := l.Screen(m.Name); on[m.Name].On {
+			line.Power, line.Phase, line.Since, line.Why = powerOn, s.Phase, s.Since, s.Why
+		} else {
+			line.Why = "it is off: kimage replace " + m.Name + " boots it fresh"
+		}
+		// A report from before the machine was switched on is of the one before it.
+		if h, ok := heard[m.Name]; ok && line.Power == powerOn && !h.Silent && h.Heard.After(on[m.Name].Since) {
+			line.heardAs(h.Report, master)
+		}
+		out = append(out, line)
+	}
+	return out, nil
+}
+
+// heard asks the masters that are on what they have heard, by name; the first answer
+// counts.
+func (l *localCluster) heard(ctx context.Context, spec local.Spec, on map[string]local.MachineStatus) (all map[string]report.Machine, master string) {
+	const budget = 15 * time.Second // of an emulated one
+	ctx, cancel := context.WithTimeout(ctx, budget)
+	defer cancel()
+	asked := 0
+	answers := make(chan *report.Cluster, len(spec.Machines))
+	for _, m := range spec.Machines {
+		if !m.API || !on[m.Name].On {
+			continue
+		}
+		asked++
+		go func() {
+			r, err := l.ask(ctx, on[m.Name], "sudo kimage-agent status --cluster --json")
+			var c report.Cluster
+			if err != nil || json.Unmarshal([]byte(r), &c) != nil || len(c.Machines) == 0 {
+				answers <- nil
+				return
+			}
+			answers <- &c
+		}()
+	}
+	for range asked {
+		if c := <-answers; c != nil {
+			all = map[string]report.Machine{}
+			for _, x := range c.Machines {
+				all[x.Name] = x
+			}
+			return all, c.Master
+		}
+	}
+	return nil, ""
+}
+
+// ask runs a command in a machine and returns what it prints.
+func (l *localCluster) ask(ctx context.Context, m local.MachineStatus, command string) (string, error) {
+	key, err := l.key()
+	if err != nil {
+		return "", err
+	}
+	spec, err := l.Spec()
+	if err != nil {
+		return "", err
+	}
+	r, err := (&qemu.Machine{SSHPort: m.SSHPort}).SSH(ctx, spec.User, key, command)
+	return r.Stdout, err
+}
+
+// AwaitReady waits until all machines are Ready, and tells how far they are.
+func (l *localCluster) AwaitReady(ctx context.Context, out io.Writer) error {
+	w := local.Wait{Set: l.Set, Out: out, Ask: func(ctx context.Context, m local.MachineStatus) (s local.Screen, err error) {
+		text, err := l.ask(ctx, m, "cat /run/kimage/phase.json")
+		if err == nil {
+			err = json.Unmarshal([]byte(text), &s)
+		}
+		return s, err
+	}}
+	return w.Ready(ctx)
+}

@@ -1,0 +1,212 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kimage-project/kimage/pkg/need"
+)
+
+// libvirtConfig is qemu.conf where no service manager, control groups or virtlogd are.
+const libvirtConfig = `security_driver = "none"
+stdio_handler = "file"
+cgroup_controllers = []
+namespaces = []
+`
+
+// insideLibvirt makes the directories that libvirtd wants, of DIR, and becomes it.
+const insideLibvirt = `
+ip link set lo up
+for d in run lib etc cache log; do mkdir -p "$1/$d"; done
+for d in run:/run/libvirt lib:/var/lib/libvirt etc:/etc/libvirt cache:/var/cache/libvirt log:/var/log/libvirt; do
+	mkdir -p "${d#*:}"
+	mount --bind "$1/${d%%:*}" "${d#*:}"
+done
+mkdir -p /var/lib/libvirt/images /var/lib/libvirt/qemu /var/lib/libvirt/dnsmasq /etc/libvirt/qemu
+cp "$1/qemu.conf" /etc/libvirt/
+exec libvirtd
+`
+
+// vagrantHost is a computer of its own as far as networks and libvirt go, with a clone
+// of this repository.
+type vagrantHost struct {
+	t      *testing.T
+	pid    int // of libvirtd
+	clone  string
+	home   string
+	parent string
+}
+
+func newVagrantHost(t *testing.T) *vagrantHost {
+	t.Helper()
+	need.Root(t, "a network namespace")
+	for program, pkg := range map[string]string{"vagrant": "vagrant", "libvirtd": "libvirt-daemon-system", "dnsmasq": "dnsmasq-base", "setfacl": "acl", "virsh": "libvirt-clients"} {
+		need.Program(t, program, pkg)
+	}
+	dir := t.TempDir()
+	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) { // libvirt's machines run as somebody else
+		if err := os.Chmod(d, 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
+	libvirt := filepath.Join(dir, "libvirt")
+	h := &vagrantHost{t: t, clone: filepath.Join(dir, "clone"), home: filepath.Join(dir, "home"), parent: dir}
+	if err := os.MkdirAll(libvirt, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(libvirt, "qemu.conf"), []byte(libvirtConfig), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("git", "clone", "-q", root, h.clone).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	daemon := exec.Command("unshare", "--net", "--mount", "--propagation", "private", "bash", "-ec", insideLibvirt, "bash", libvirt)
+	var words bytes.Buffer
+	daemon.Stdout, daemon.Stderr = &words, &words
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	h.pid = daemon.Process.Pid
+	t.Cleanup(func() {
+		h.try("vagrant", "destroy", "-f")
+		// dnsmasq and what else libvirtd started are alone in the namespace.
+		for _, pid := range h.processes() {
+			exec.Command("kill", fmt.Sprint(pid)).Run()
+		}
+		daemon.Process.Kill()
+		daemon.Wait()
+		if t.Failed() {
+			t.Log(lastLines(words.String(), 40))
+		}
+	})
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		if _, err := h.try("virsh", "-c", "qemu:///system", "list"); err == nil {
+			return h
+		}
+		if time.Now().After(end) {
+			t.Fatalf("libvirtd does not answer:\n%s", words.String())
+		}
+	}
+}
+
+// processes are those in the host's network, but libvirtd.
+func (h *vagrantHost) processes() (pids []int) {
+	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", h.pid))
+	if err != nil {
+		return nil
+	}
+	all, _ := filepath.Glob("/proc/[0-9]*/ns/net")
+	for _, link := range all {
+		var pid int
+		if ns, err := os.Readlink(link); err != nil || ns != own {
+			continue
+		}
+		if fmt.Sscanf(link, "/proc/%d/", &pid); pid != h.pid {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// try runs a program on the host, in the clone.
+func (h *vagrantHost) try(argv ...string) (string, error) {
+	cmd := exec.Command("nsenter", append([]string{"--target", fmt.Sprint(h.pid), "--net", "--mount", "--"}, argv...)...)
+	cmd.Dir = h.clone
+	cmd.Env = append(os.Environ(), "VAGRANT_HOME="+h.home, "VAGRANT_DEFAULT_PROVIDER=libvirt", "VAGRANT_CHECKPOINT_DISABLE=1", "KIMAGE_NUM_INSTANCES=2")
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func (h *vagrantHost) run(argv ...string) string {
+	h.t.Helper()
+	started := time.Now()
+	out, err := h.try(argv...)
+	h.t.Logf("%s: %s\n%s", strings.Join(argv, " "), time.Since(started).Round(time.Second), lastLines(out, 60))
+	if err != nil {
+		h.t.Fatalf("%s: %v", strings.Join(argv, " "), err)
+	}
+	return out
+}
+
+// awaitNodes waits until three Nodes are Ready as who logs in to the first machine sees
+// it, with the addresses of the private network.
+func (h *vagrantHost) awaitNodes() {
+	h.t.Helper()
+	var out string
+	for end := time.Now().Add(10 * time.Minute); time.Now().Before(end); time.Sleep(10 * time.Second) {
+		out, _ = h.try("vagrant", "ssh", "k8s-01", "-c", "kubectl get nodes -o wide --no-headers")
+		if len(regexp.MustCompile(`(?m)^k8s-0[123] +Ready .* 192\.168\.60\.10[123] `).FindAllString(out, -1)) == 3 {
+			return
+		}
+	}
+	h.t.Fatalf("not three Nodes that are Ready:\n%s", out)
+}
+
+// TestVagrant: from a clone to a cluster of three by the real vagrant and libvirt, with
+// the edit that people know; halt, reload and destroy do what they say.
+func TestVagrant(t *testing.T) {
+	if os.Getenv("KIMAGE_E2E_VAGRANT") == "" {
+		t.Skip("asked for by make e2e-vagrant")
+	}
+	kubectlProgram := need.Built(t, "kubectl")
+	h := newVagrantHost(t)
+	h.run("sed", "-i", `s/\$os =.*/\$os = \"`+system+`\"/g`, "Vagrantfile")
+	out := h.run("vagrant", "up")
+	if n := strings.Count(out, "[5/5]"); n != 1 {
+		t.Errorf("%d bakes", n)
+	}
+	if n := strings.Count(out, "building kimage"); n > 1 {
+		t.Errorf("kimage was built %d times", n)
+	}
+	h.awaitNodes()
+	kubeconfig := filepath.Join(h.clone, ".vagrant/kimage/kubeconfig")
+	if out := h.run(kubectlProgram, "--kubeconfig", kubeconfig, "get", "nodes"); strings.Count(out, " Ready ") != 3 {
+		t.Errorf("kubectl on the host:\n%s", out)
+	}
+	h.run("bin/kimage", "status", "-f", ".vagrant/kimage/cluster.yaml")
+
+	// Switched off and on again it is the same cluster.
+	uid := func() string {
+		t.Helper()
+		return strings.TrimSpace(h.run(kubectlProgram, "--kubeconfig", kubeconfig, "get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"))
+	}
+	was := uid()
+	h.run("vagrant", "halt")
+	h.run("vagrant", "up")
+	h.awaitNodes()
+	h.run("vagrant", "reload", "k8s-02")
+	h.awaitNodes()
+
+	// One that was destroyed comes back into its cluster.
+	if out := h.run("vagrant", "destroy", "-f", "k8s-03"); strings.Contains(out, "The cluster is gone") {
+		t.Error("one of three was destroyed, and the cluster with it")
+	}
+	h.run("vagrant", "up", "k8s-03")
+	h.awaitNodes()
+	if now := uid(); now != was {
+		t.Errorf("the cluster was %s and is %s", was, now)
+	}
+
+	if out := h.run("vagrant", "destroy", "-f"); strings.Count(out, "The cluster is gone with its last machine") != 1 {
+		t.Error("it is not said that the cluster is gone")
+	}
+	if _, err := os.Stat(filepath.Join(h.clone, ".vagrant/kimage")); !os.IsNotExist(err) {
+		t.Errorf("secrets are left: %v", err)
+	}
+	if out := h.run("virsh", "-c", "qemu:///system", "list", "--all", "--name"); strings.TrimSpace(out) != "" {
+		t.Errorf("machines are left: %s", out)
+	}
+}
