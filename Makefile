@@ -7,6 +7,7 @@
 #   make image      bake Debian 13 with Kubernetes into out/
 #   make e2e        the stories that boot what was baked, of up to three machines (in CI: of one); RUN=name for one
 #   make e2e-all    the stories that take hours as well: clusters of six and eight machines (12 GiB of memory), power cuts in every phase, ten minutes at Ready
+#   make e2e-vagrant  three machines by the real vagrant and libvirt, from a clone: up, halt, reload, destroy (root)
 #   make chaos      real etcd in network namespaces, founded, repaired and written to: agents killed after each step, 200 random schedules; SEED=n for one, chaos-short for 12
 #   make integration  machines in namespaces become a cluster with the real kubeadm, etcd and control plane (root; after a bake from source)
 #   make bench      speed and memory, as ratios in one run
@@ -20,7 +21,7 @@ GO := go
 AGENT := cmd/kimage/agent/kimage-agent-amd64
 SOURCES := $(shell find bootstrap cmd/kimage-agent pkg -name '*.go' -not -name '*_test.go') go.mod go.sum
 
-.PHONY: all build deps image demo test quick integration e2e e2e-all chaos chaos-short bench bench-boot fuzz lint clean
+.PHONY: all build deps image demo test quick integration e2e e2e-all e2e-vagrant chaos chaos-short bench bench-boot fuzz lint clean
 
 all: build
 
@@ -34,11 +35,12 @@ bin/kimage: $(AGENT) $(shell find images ignition cmd/kimage -type f) $(SOURCES)
 
 # What tests and bakes call; doctor names the same for people.
 PACKAGES := e2fsprogs squashfs-tools mmdebstrap debian-archive-keyring dosfstools mtools gcc libc6-dev pkg-config libseccomp-dev \
-	xorriso libblkid-dev policycoreutils python3-jsonschema python3-yaml openssl qemu-system-x86 qemu-utils ovmf gdisk cryptsetup-bin xz-utils zstd bzip2 util-linux shellcheck systemd-container spin iproute2 strace docker-registry tcpdump openssh-client
+	xorriso libblkid-dev policycoreutils python3-jsonschema python3-yaml openssl qemu-system-x86 qemu-utils ovmf gdisk cryptsetup-bin xz-utils zstd bzip2 util-linux shellcheck systemd-container spin iproute2 strace docker-registry tcpdump openssh-client \
+	vagrant vagrant-libvirt acl
 
 deps:
-	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>&1 | grep -v '^installed ' || true); \
-	if [ -n "$$missing" ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(PACKAGES); fi
+	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) $(MORE) 2>&1 | grep -v '^installed ' || true); \
+	if [ -n "$$missing" ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(PACKAGES) $(MORE); fi
 
 image: deps build
 	bin/kimage build --os debian-13
@@ -86,6 +88,11 @@ chaos-short: deps
 
 e2e-all: deps build
 	KIMAGE_E2E_ALL=1 KIMAGE_E2E_MACHINES=8 KIMAGE_E2E_WINDOW=10m $(GO) test -tags e2e -count=1 -v -timeout 12h -run '$(RUN)' ./e2e
+
+# libvirtd is the story's own, in a network of its own; the machine's is not touched.
+e2e-vagrant: MORE := libvirt-daemon-system libvirt-clients dnsmasq-base
+e2e-vagrant: deps build
+	KIMAGE_E2E_VAGRANT=1 $(GO) test -tags e2e -count=1 -v -timeout 120m -run '^TestVagrant$$' ./e2e
 
 bench: deps build
 	bash e2e/bench.sh

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -100,23 +101,39 @@ func TestUp(t *testing.T) {
 // TestUp3: a cluster of three by kimage up. A machine that is master and etcd member is
 // destroyed and booted fresh under its name; the API answers meanwhile, the cluster
 // has three members again and nothing is left of the old one.
-func TestUp3(t *testing.T) {
-	enough(t, 3, "make e2e")
+func TestUp3(t *testing.T) { upAndReplace(t, "3", "k8s-01", "k8s-02", "make e2e", 45*time.Minute) }
+
+// TestUp6 and TestUp8: as TestUp3, with etcd on machines of its own, of which one is
+// destroyed.
+func TestUp6(t *testing.T) {
+	upAndReplace(t, "6", "k8s-05", "k8s-01", "make e2e-all", 75*time.Minute)
+}
+
+func TestUp8(t *testing.T) {
+	upAndReplace(t, "8", "k8s-07", "k8s-01", "make e2e-all", 90*time.Minute)
+}
+
+func upAndReplace(t *testing.T, topology, replaced, master, by string, patience time.Duration) {
+	machines, err := strconv.Atoi(topology)
+	if err != nil {
+		t.Fatal(err)
+	}
+	enough(t, machines, by)
 	u := newUp(t)
-	u.run("up", "--topology", "3", "--os", system, "--image", image, "--timeout", "45m")
+	u.run("up", "--topology", topology, "--os", system, "--image", image, "--timeout", patience.String())
 	config, err := os.ReadFile(filepath.Join(u.dir, "cluster.local/kubeconfig"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := regexp.MustCompile(`https://127\.0\.0\.1:[0-9]+`).FindString(string(config))
 	stop := watchAPI(server)
-	u.run("replace", "k8s-01", "--image", image, "--timeout", "40m")
+	u.run("replace", replaced, "--image", image, "--timeout", patience.String())
 	gap := stop()
 	t.Logf("the longest time without an API server: %s", gap.Round(100*time.Millisecond))
 	if gap > longestGap {
 		t.Error("that is too long")
 	}
-	health := u.run("ssh", "k8s-02", "sudo etcdctl --endpoints=https://127.0.0.1:7446 --command-timeout=60s --cacert=/etc/kimage/pki/etcd-ca.crt --cert=/etc/kimage/pki/apiserver-etcd-client.crt --key=/etc/kimage/pki/apiserver-etcd-client.key endpoint health --cluster 2>&1")
+	health := u.run("ssh", master, "sudo etcdctl --endpoints=https://127.0.0.1:7446 --command-timeout=60s --cacert=/etc/kimage/pki/etcd-ca.crt --cert=/etc/kimage/pki/apiserver-etcd-client.crt --key=/etc/kimage/pki/apiserver-etcd-client.key endpoint health --cluster 2>&1")
 	if strings.Count(health, "is healthy") != 3 || strings.Contains(health, "unhealthy") {
 		t.Errorf("etcd:\n%s", health)
 	}

@@ -96,13 +96,13 @@ type Answer struct {
 
 // Identity proves the name of a machine.
 type Identity struct {
-	Name  string
-	Pool  string           // empty: a machine of the cluster file
+	Name string
+	Pool string // empty: a machine of the cluster file
 	// Operator is somebody who has the cluster's secrets, and who may ask about all
 	// machines. Name and Pool are empty.
 	Operator bool
-	Token string           // empty: Cert proves it
-	Cert  *tls.Certificate // of an etcd member without a kubelet
+	Token    string           // empty: Cert proves it
+	Cert     *tls.Certificate // of an etcd member without a kubelet
 }
 
 // proof binds a token's knowledge to one connection.

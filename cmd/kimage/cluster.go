@@ -49,7 +49,7 @@ func newClusterNew() *cobra.Command {
 					return fmt.Errorf("--subnet %s: no network (such as 172.17.8.0/24)", subnet)
 				}
 			}
-			text, err := newClusterFile(o)
+			text, err := newClusterFile(&o)
 			if err != nil {
 				return err
 			}
@@ -69,8 +69,8 @@ func newClusterNew() *cobra.Command {
 }
 
 // newClusterFile is the text of a cluster file to begin with, which is right whatever
-// was asked for.
-func newClusterFile(o cluster.Outline) (string, error) {
+// was asked for. It fills in the Kubernetes version.
+func newClusterFile(o *cluster.Outline) (string, error) {
 	s, err := support()
 	if err != nil {
 		return "", err
@@ -81,7 +81,7 @@ func newClusterFile(o cluster.Outline) (string, error) {
 	if o.Kubernetes == "" {
 		o.Kubernetes = s.Kubernetes[0]
 	}
-	text, err := cluster.New(o)
+	text, err := cluster.New(*o)
 	if err != nil {
 		return "", err
 	}

@@ -96,7 +96,7 @@ func (l *localCluster) replace(cmd *cobra.Command, u *upFlags, name string, yes 
 	if err := l.Write(now); err != nil {
 		return err
 	}
-	if err := l.Replace(cmd.Context(), name); err != nil {
+	if err := l.Boot(cmd.Context(), name); err != nil {
 		return err
 	}
 	return l.prune(now)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -36,7 +37,8 @@ waits until the cluster is Ready. Without a cluster file it writes one; it bakes
 the image and makes the configs as far as needed. No root, no bridge: the
 machines have a network of their own, and a way out through this computer.
 
-The machines run until kimage down, also when the terminal is closed. Interrupted
+The machines run until kimage down, also when the terminal is closed. While they run,
+kimage up boots those that were added to the cluster file. Interrupted
 before they are Ready, it removes what it made, unless --keep is given.`,
 		Example: `  kimage up                              one machine
   kimage up --topology 3 -f three.yaml
@@ -107,11 +109,12 @@ func (u *upFlags) clusterFile(cmd *cobra.Command) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	text, err := newClusterFile(cluster.Outline{Topology: u.topology, Name: "demo", OS: u.osName, Kubernetes: u.kubernetes})
+	o := cluster.Outline{Topology: u.topology, Name: "demo", OS: u.osName, Kubernetes: u.kubernetes}
+	text, err := newClusterFile(&o)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "wrote %s: topology %s, %s\n", u.file, u.topology, u.osName)
+	fmt.Fprintf(cmd.ErrOrStderr(), "wrote %s: topology %s, %s, Kubernetes %s\n", u.file, o.Topology, o.OS, o.Kubernetes)
 	return atomicfile.Write(u.file, []byte(text), 0o644)
 }
 
@@ -126,8 +129,7 @@ func (l *localCluster) start(cmd *cobra.Command, f *cluster.File, u *upFlags) (f
 	if on, err := l.Running(); err != nil {
 		return false, err
 	} else if on {
-		fmt.Fprintln(cmd.ErrOrStderr(), "the machines are running already")
-		return false, nil
+		return false, l.follow(cmd, f, u)
 	}
 	program, err := os.Executable()
 	if err != nil {
@@ -165,6 +167,55 @@ func (l *localCluster) start(cmd *cobra.Command, f *cluster.File, u *upFlags) (f
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "booting %d machines, %d MiB of memory\n", len(spec.Machines), spec.MemoryMiB())
 	return true, l.Start(cmd.Context(), program, "supervise", l.Dir)
+}
+
+// follow boots the machines that the cluster file names by now and that do not run yet.
+func (l *localCluster) follow(cmd *cobra.Command, f *cluster.File, u *upFlags) error {
+	now, err := l.Spec()
+	if err != nil {
+		return err
+	}
+	plan, err := local.Plan(f, now.Accel)
+	if err != nil {
+		return err
+	}
+	for _, m := range now.Machines {
+		if plan.Machine(m.Name) == nil {
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s is no longer in %s: it runs until kimage down\n", m.Name, u.file)
+		}
+	}
+	added := slices.DeleteFunc(plan.Names(), func(name string) bool { return now.Machine(name) != nil })
+	if len(added) == 0 {
+		fmt.Fprintln(cmd.ErrOrStderr(), "the machines are running already")
+		return nil
+	}
+	spec, s, err := l.prepare(cmd, f, u.identity, u.image, &now)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	more := local.Spec{}
+	for _, name := range added {
+		m := spec.Machine(name)
+		if i := slices.IndexFunc(now.Machines, func(x local.Machine) bool { return x.Address == m.Address }); i >= 0 {
+			return fmt.Errorf("%s is to have the address %s, which %s has: give it another one", name, m.Address, now.Machines[i].Name)
+		}
+		more.Machines = append(more.Machines, *m)
+	}
+	if err := more.Fits(l.Dir, 0); err != nil {
+		return err
+	}
+	now.Machines = append(now.Machines, more.Machines...)
+	if err := l.Write(now); err != nil {
+		return err
+	}
+	for _, name := range added {
+		fmt.Fprintf(cmd.ErrOrStderr(), "booting %s, which %s names by now\n", name, u.file)
+		if err := l.Boot(cmd.Context(), name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // freePort is one of this computer's that nobody listens on.

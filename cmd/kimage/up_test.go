@@ -143,9 +143,21 @@ func TestUpNeverReady(t *testing.T) {
 	if _, words, status := in(t, dirs[1], "replace", "k8s-02", "--image", standIn(t, "init"), "--timeout", "12s"); status != statusCouldNotTell || !strings.Contains(words, "k8s-02  init") || !strings.Contains(words, "k8s-01  waiting") {
 		t.Errorf("replaced: status %d: %s", status, words)
 	}
+	// A machine that was added to the file is booted, and nobody else.
+	text, err := os.ReadFile(filepath.Join(dirs[1], "cluster.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, dirs[1], "cluster.yaml", string(text)+"  - {name: k8s-04, roles: [worker], address: 172.17.8.104}\n")
+	if _, words, status := in(t, dirs[1], "up", "--image", image, "--timeout", "12s"); status != statusCouldNotTell || !strings.Contains(words, "booting k8s-04, which") || !strings.Contains(words, "k8s-04  waiting") || strings.Contains(words, "booting k8s-01") {
+		t.Errorf("a machine was added: status %d: %s", status, words)
+	}
+	if out := inOK(t, dirs[1], "logs", "--console", "k8s-04"); !strings.Contains(out, "waiting") {
+		t.Errorf("the added machine's console:\n%s", out)
+	}
 	// A cluster file that is wrong by now keeps nobody from his machines.
 	write(t, dirs[1], "cluster.yaml", "nonsense")
-	if out, _, _ := in(t, dirs[1], "status"); strings.Count(out, "waiting") != 2 || strings.Count(out, "init") != 1 {
+	if out, _, _ := in(t, dirs[1], "status"); strings.Count(out, "waiting") != 3 || strings.Count(out, "init") != 1 {
 		t.Errorf("after a replacement:\n%s", out)
 	}
 

@@ -103,7 +103,7 @@ func makeVagrant(cmd *cobra.Command, o cluster.Outline, dir, provider string) er
 	// The private network's cards have fixed addresses: what gives them elsewhere
 	// differs by provider, and Vagrant's own way would log in and change the machine.
 	o.Name, o.MTU, o.SSHKeys = "vagrant", 1500, []string{key.Public}
-	text, err := newClusterFile(o)
+	text, err := newClusterFile(&o)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -61,6 +62,29 @@ func TestEveryTopologyIsRight(t *testing.T) {
 	}
 	if _, err := New(Outline{Topology: "7", Name: "demo", OS: "x", Kubernetes: "y"}); err == nil {
 		t.Error("topology 7 exists")
+	}
+}
+
+// TestOutline: what a cluster file to begin with may hold besides its topology.
+func TestOutline(t *testing.T) {
+	text, err := New(Outline{Topology: "3", Name: "lab", OS: "coreos-stable", Kubernetes: "v1.37.2", Plugin: "none", Subnet: netip.MustParsePrefix("192.168.60.0/24"), Workers: 2, MTU: 1400, SSHKeys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIC2RX1oFJ7PHzO/scbiyqGg4gzZ2ksCpFH3848Zn1YwM"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := Parse([]byte(text), "cluster.yaml", support)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := f.Nodes[4]
+	if len(f.Nodes) != 5 || last.Name != "k8s-05" || fmt.Sprint(last.Roles, last.Addresses)+last.Match.MAC != "[worker] [192.168.60.105]52:54:00:a8:3c:05" || last.Machine.Network.MTU != 1400 ||
+		len(last.Machine.SSH.AuthorizedKeys) != 1 || f.Cluster.Spec.Network.Plugin != "none" {
+		t.Errorf("%d nodes, the last %+v", len(f.Nodes), last)
+	}
+	for _, o := range []Outline{{Topology: "1", Workers: -1}, {Topology: "1", Workers: 200}, {Topology: "8", Subnet: netip.MustParsePrefix("10.0.0.0/25"), Workers: 30},
+		{Topology: "1", Subnet: netip.MustParsePrefix("10.0.0.1/24")}, {Topology: "1", Subnet: netip.MustParsePrefix("fd00::/64")}} {
+		if text, err := New(o); err == nil {
+			t.Errorf("%+v gives\n%s", o, text)
+		}
 	}
 }
 

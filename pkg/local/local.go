@@ -228,9 +228,10 @@ func (s Set) sweep() error {
 	return err
 }
 
-// Replace destroys a machine and boots it fresh, by what machines.json now says.
-func (s Set) Replace(ctx context.Context, name string) error {
-	return s.ask(ctx, http.MethodPost, "/replace/"+name, nil)
+// Boot boots a machine fresh, by what machines.json now says: a new one, or one that is
+// destroyed first.
+func (s Set) Boot(ctx context.Context, name string) error {
+	return s.ask(ctx, http.MethodPost, "/boot/"+name, nil)
 }
 
 func (s Set) ask(ctx context.Context, method, path string, into any) error {

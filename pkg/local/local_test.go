@@ -110,13 +110,13 @@ func TestSet(t *testing.T) {
 	if err := s.Write(spec); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Replace(t.Context(), "b"); err != nil {
+	if err := s.Boot(t.Context(), "b"); err != nil {
 		t.Fatal(err)
 	}
 	if err := ready(15 * time.Second); err == nil || !strings.Contains(err.Error(), "b waiting no API server answers: asking the other masters") {
 		t.Errorf("waiting for what does not come: %v", err)
 	}
-	if err := s.Replace(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "no machine x") {
+	if err := s.Boot(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "no machine x") {
 		t.Errorf("replacing nobody: %v", err)
 	}
 

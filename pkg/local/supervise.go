@@ -194,9 +194,9 @@ func (v *supervisor) answer(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(v.status()) })
 	mux.HandleFunc("POST /stop", func(http.ResponseWriter, *http.Request) { v.stop() })
-	mux.HandleFunc("POST /replace/{name}", func(w http.ResponseWriter, r *http.Request) {
-		if err := v.replace(ctx, r.PathValue("name")); err != nil {
-			v.logf("replacing %s: %v", r.PathValue("name"), err)
+	mux.HandleFunc("POST /boot/{name}", func(w http.ResponseWriter, r *http.Request) {
+		if err := v.boot(ctx, r.PathValue("name")); err != nil {
+			v.logf("booting %s fresh: %v", r.PathValue("name"), err)
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 		}
 	})
@@ -226,8 +226,9 @@ func (v *supervisor) status() Status {
 	return st
 }
 
-// replace destroys one machine and boots it fresh, as machines.json now describes it.
-func (v *supervisor) replace(ctx context.Context, name string) error {
+// boot boots one machine fresh, as machines.json now describes it: a new one, or one
+// that is destroyed first.
+func (v *supervisor) boot(ctx context.Context, name string) error {
 	v.changing.Lock()
 	defer v.changing.Unlock()
 	spec, err := v.set.Spec()
@@ -235,11 +236,20 @@ func (v *supervisor) replace(ctx context.Context, name string) error {
 		return err
 	}
 	m := spec.Machine(name)
-	if m == nil || v.socket[name] == "" {
+	if m == nil {
 		return fmt.Errorf("there is no machine %s", name)
 	}
+	if v.socket[name] == "" {
+		if v.socket[name], err = v.lan.Port(strconv.Itoa(len(v.socket))); err != nil {
+			return err
+		}
+	}
 	v.mu.Lock()
-	*v.spec.Machine(name) = *m
+	if was := v.spec.Machine(name); was != nil {
+		*was = *m
+	} else {
+		v.spec.Machines = append(v.spec.Machines, *m)
+	}
 	v.mu.Unlock()
 	if err := v.giveAddresses(); err != nil {
 		return err
