@@ -39,11 +39,10 @@ exec libvirtd
 // vagrantHost is a computer of its own as far as networks and libvirt go, with a clone
 // of this repository.
 type vagrantHost struct {
-	t      *testing.T
-	pid    int // of libvirtd
-	clone  string
-	home   string
-	parent string
+	t     *testing.T
+	pid   int // of libvirtd
+	clone string
+	home  string // Vagrant's
 }
 
 func newVagrantHost(t *testing.T) *vagrantHost {
@@ -59,7 +58,7 @@ func newVagrantHost(t *testing.T) *vagrantHost {
 		}
 	}
 	libvirt := filepath.Join(dir, "libvirt")
-	h := &vagrantHost{t: t, clone: filepath.Join(dir, "clone"), home: filepath.Join(dir, "home"), parent: dir}
+	h := &vagrantHost{t: t, clone: filepath.Join(dir, "clone"), home: filepath.Join(dir, "home")}
 	if err := os.MkdirAll(libvirt, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -123,8 +122,7 @@ func (h *vagrantHost) processes() (pids []int) {
 
 // try runs a program on the host, in the clone.
 func (h *vagrantHost) try(argv ...string) (string, error) {
-	cmd := exec.Command("nsenter", append([]string{"--target", fmt.Sprint(h.pid), "--net", "--mount", "--"}, argv...)...)
-	cmd.Dir = h.clone
+	cmd := exec.Command("nsenter", append([]string{"--target", fmt.Sprint(h.pid), "--net", "--mount", "--", "sh", "-c", `cd "$0"; exec "$@"`, h.clone}, argv...)...)
 	cmd.Env = append(os.Environ(), "VAGRANT_HOME="+h.home, "VAGRANT_DEFAULT_PROVIDER=libvirt", "VAGRANT_CHECKPOINT_DISABLE=1", "KIMAGE_NUM_INSTANCES=2")
 	out, err := cmd.CombinedOutput()
 	return string(out), err

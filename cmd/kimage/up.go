@@ -242,7 +242,7 @@ func (l *localCluster) await(cmd *cobra.Command, timeout time.Duration) error {
 // show shows the cluster's Nodes. An API server that is slow to list them undoes
 // nothing.
 func (l *localCluster) show(cmd *cobra.Command) {
-	const patience, pause = time.Minute, 2 * time.Second
+	const patience, pause = 3 * time.Minute, 2 * time.Second
 	for end := time.Now().Add(patience); ; time.Sleep(pause) {
 		err := l.nodes(cmd.Context(), cmd.OutOrStdout())
 		if err == nil {

@@ -68,7 +68,7 @@ func New(c Config) (*Client, error) {
 	}
 	// No proxy: the way to the cluster's own API never leads through one.
 	transport := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 2, IdleConnTimeout: time.Minute,
-		TLSHandshakeTimeout: min(c.Timeout, 10*time.Second),
+		TLSHandshakeTimeout: max(min(c.Timeout, 10*time.Second), c.Timeout/2), // emulated machines take long
 		// A machine that lost its power does not close its connections.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second}}
 	return &Client{server: strings.TrimSuffix(c.Server, "/"), token: c.Token, manager: c.Manager, changed: c.Changed,
