@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +24,8 @@ cgroup_controllers = []
 namespaces = []
 `
 
-// insideLibvirt makes the directories that libvirtd wants, of DIR, and becomes it.
+// insideLibvirt makes the directories that libvirtd wants, of DIR, and runs it. What it
+// leaves behind becomes the shell's, which waits for whatever ends.
 const insideLibvirt = `
 ip link set lo up
 for d in run lib etc cache log; do mkdir -p "$1/$d"; done
@@ -33,14 +35,15 @@ for d in run:/run/libvirt lib:/var/lib/libvirt etc:/etc/libvirt cache:/var/cache
 done
 mkdir -p /var/lib/libvirt/images /var/lib/libvirt/qemu /var/lib/libvirt/dnsmasq /etc/libvirt/qemu
 cp "$1/qemu.conf" /etc/libvirt/
-exec libvirtd
+libvirtd &
+wait
 `
 
 // vagrantHost is a computer of its own as far as networks and libvirt go, with a clone
 // of this repository.
 type vagrantHost struct {
 	t     *testing.T
-	pid   int // of libvirtd
+	pid   string // of the first process in its namespaces
 	clone string
 	home  string // Vagrant's
 }
@@ -72,26 +75,23 @@ func newVagrantHost(t *testing.T) *vagrantHost {
 	if out, err := exec.Command("git", "clone", "-q", root, h.clone).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	daemon := exec.Command("unshare", "--net", "--mount", "--propagation", "private", "bash", "-ec", insideLibvirt, "bash", libvirt)
+	daemon := exec.Command("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "bash", "-ec", insideLibvirt, "bash", libvirt)
 	var words bytes.Buffer
 	daemon.Stdout, daemon.Stderr = &words, &words
 	if err := daemon.Start(); err != nil {
 		t.Fatal(err)
 	}
-	h.pid = daemon.Process.Pid
 	t.Cleanup(func() {
 		h.try("vagrant", "destroy", "-f")
-		// dnsmasq and what else libvirtd started are alone in the namespace.
-		for _, pid := range h.processes() {
-			exec.Command("kill", fmt.Sprint(pid)).Run()
-		}
-		daemon.Process.Kill()
+		daemon.Process.Kill() // and all that is in the namespaces
 		daemon.Wait()
 		if t.Failed() {
 			t.Log(lastLines(words.String(), 40))
 		}
 	})
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		first, _ := exec.Command("pgrep", "-P", fmt.Sprint(daemon.Process.Pid)).Output()
+		h.pid = strings.TrimSpace(string(first))
 		if _, err := h.try("virsh", "-c", "qemu:///system", "list"); err == nil {
 			return h
 		}
@@ -101,28 +101,9 @@ func newVagrantHost(t *testing.T) *vagrantHost {
 	}
 }
 
-// processes are those in the host's network, but libvirtd.
-func (h *vagrantHost) processes() (pids []int) {
-	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", h.pid))
-	if err != nil {
-		return nil
-	}
-	all, _ := filepath.Glob("/proc/[0-9]*/ns/net")
-	for _, link := range all {
-		var pid int
-		if ns, err := os.Readlink(link); err != nil || ns != own {
-			continue
-		}
-		if fmt.Sscanf(link, "/proc/%d/", &pid); pid != h.pid {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
 // try runs a program on the host, in the clone.
 func (h *vagrantHost) try(argv ...string) (string, error) {
-	cmd := exec.Command("nsenter", append([]string{"--target", fmt.Sprint(h.pid), "--net", "--mount", "--", "sh", "-c", `cd "$0"; exec "$@"`, h.clone}, argv...)...)
+	cmd := exec.Command("nsenter", append([]string{"--target", h.pid, "--net", "--mount", "--pid", "--", "sh", "-c", `cd "$0"; exec "$@"`, h.clone}, argv...)...)
 	cmd.Env = append(os.Environ(), "VAGRANT_HOME="+h.home, "VAGRANT_DEFAULT_PROVIDER=libvirt", "VAGRANT_CHECKPOINT_DISABLE=1", "KIMAGE_NUM_INSTANCES=2")
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -153,6 +134,30 @@ func (h *vagrantHost) awaitNodes() {
 	h.t.Fatalf("not three Nodes that are Ready:\n%s", out)
 }
 
+// quickStart is what README tells people to type.
+func quickStart(t *testing.T) (lines []string) {
+	t.Helper()
+	data, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, ok := strings.Cut(string(data), "\n### With Vagrant\n")
+	if !ok {
+		t.Fatal("README says nothing of Vagrant")
+	}
+	for line := range strings.Lines(section) {
+		if command, ok := strings.CutPrefix(line, "    "); ok {
+			lines = append(lines, strings.TrimSpace(command))
+		} else if len(lines) > 0 {
+			break
+		}
+	}
+	if len(lines) < 3 || !slices.Contains(lines, "vagrant up") {
+		t.Fatalf("README's quick start is %q", lines)
+	}
+	return lines
+}
+
 // TestVagrant: from a clone to a cluster of three by the real vagrant and libvirt, with
 // the edit that people know; halt, reload and destroy do what they say.
 func TestVagrant(t *testing.T) {
@@ -161,13 +166,15 @@ func TestVagrant(t *testing.T) {
 	}
 	kubectlProgram := need.Built(t, "kubectl")
 	h := newVagrantHost(t)
-	h.run("sed", "-i", `s/\$os =.*/\$os = \"`+system+`\"/g`, "Vagrantfile")
-	out := h.run("vagrant", "up")
-	if n := strings.Count(out, "[5/5]"); n != 1 {
-		t.Errorf("%d bakes", n)
+	said := ""
+	for _, line := range quickStart(t) {
+		out := h.run("bash", "-ec", line)
+		if said += out; strings.HasPrefix(line, "vagrant ssh") && strings.Count(out, " Ready ") != 3 {
+			t.Errorf("%s:\n%s", line, out)
+		}
 	}
-	if n := strings.Count(out, "building kimage"); n > 1 {
-		t.Errorf("kimage was built %d times", n)
+	if n := strings.Count(said, "[5/5]"); n != 1 {
+		t.Errorf("%d bakes", n)
 	}
 	h.awaitNodes()
 	kubeconfig := filepath.Join(h.clone, ".vagrant/kimage/kubeconfig")
