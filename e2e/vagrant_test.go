@@ -35,7 +35,7 @@ for d in run:/run/libvirt lib:/var/lib/libvirt etc:/etc/libvirt cache:/var/cache
 done
 mkdir -p /var/lib/libvirt/images /var/lib/libvirt/qemu /var/lib/libvirt/dnsmasq /etc/libvirt/qemu
 cp "$1/qemu.conf" /etc/libvirt/
-libvirtd &
+libvirtd --pid-file /run/libvirt/libvirtd.pid &
 wait
 `
 
