@@ -181,7 +181,7 @@ func (l *localCluster) follow(cmd *cobra.Command, f *cluster.File, u *upFlags) e
 	}
 	for _, m := range now.Machines {
 		if plan.Machine(m.Name) == nil {
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s is no longer in %s: it runs until kimage down\n", m.Name, u.file)
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s is no longer in %s, and runs until kimage down %s\n", m.Name, u.file, m.Name)
 		}
 	}
 	added := slices.DeleteFunc(plan.Names(), func(name string) bool { return now.Machine(name) != nil })

@@ -155,9 +155,29 @@ func TestUpNeverReady(t *testing.T) {
 	if out := inOK(t, dirs[1], "logs", "--console", "k8s-04"); !strings.Contains(out, "waiting") {
 		t.Errorf("the added machine's console:\n%s", out)
 	}
+	// One that is ended is gone, and booted again by kimage up.
+	for _, again := range []bool{true, false} {
+		if _, words, status := in(t, dirs[1], "down", "k8s-04"); status != 0 || !strings.Contains(words, "ended k8s-04") {
+			t.Errorf("ending one: status %d: %s", status, words)
+		}
+		if out, _, _ := in(t, dirs[1], "status"); strings.Contains(out, "k8s-04") || strings.Count(out, "  on  ") != 3 {
+			t.Errorf("without the one that was ended:\n%s", out)
+		}
+		if left := need.Processes(t, filepath.Join(dirs[1], "cluster.local/machines/k8s-04")); len(left) > 0 {
+			t.Errorf("processes %v of k8s-04 are left", left)
+		}
+		if again {
+			if _, words, _ := in(t, dirs[1], "up", "--image", image, "--timeout", "12s"); !strings.Contains(words, "booting k8s-04, which") {
+				t.Errorf("booting it again: %s", words)
+			}
+		}
+	}
+	if _, words, status := in(t, dirs[1], "down", "k8s-40"); status != statusCouldNotTell || !strings.Contains(words, `unknown machine "k8s-40"`) {
+		t.Errorf("ending nobody: status %d: %s", status, words)
+	}
 	// A cluster file that is wrong by now keeps nobody from his machines.
 	write(t, dirs[1], "cluster.yaml", "nonsense")
-	if out, _, _ := in(t, dirs[1], "status"); strings.Count(out, "waiting") != 3 || strings.Count(out, "init") != 1 {
+	if out, _, _ := in(t, dirs[1], "status"); strings.Count(out, "waiting") != 2 || strings.Count(out, "init") != 1 {
 		t.Errorf("after a replacement:\n%s", out)
 	}
 
@@ -165,6 +185,7 @@ func TestUpNeverReady(t *testing.T) {
 	for _, pid := range need.Processes(t, dirs[0]) {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
+	gone(t, dirs[0])
 	out, _, status = in(t, dirs[0], "status")
 	if status != statusNo || !strings.Contains(out, "k8s-01  etcd,master,worker  off") {
 		t.Errorf("all off: status %d:\n%s", status, out)

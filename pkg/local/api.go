@@ -1,6 +1,7 @@
 package local
 
 import (
+	"context"
 	"crypto/tls"
 	"io"
 	"net"
@@ -24,11 +25,15 @@ type api struct {
 	until time.Time
 }
 
+// patience is for one answer, which an emulated machine with others beside it may take
+// long to give.
+const patience = 30 * time.Second
+
 // goodFor is how long a server that was ready is not asked again.
 const goodFor = 5 * time.Second
 
 func newAPI(ln net.Listener, servers func() []int) *api {
-	a := &api{ln: ln, servers: servers, client: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+	a := &api{ln: ln, servers: servers, client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true,
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}} // the client verifies for itself; this only chooses
 	go a.accept()
 	return a
@@ -64,28 +69,45 @@ func (a *api) lead(conn net.Conn) {
 	<-done
 }
 
-// choose returns a server that is ready, rather the one of last time; 0: none is.
+// choose returns the server of last time for a while, then the one that is the first
+// to say that it is ready; 0: none does. Who comes meanwhile waits for the same answer.
 func (a *api) choose() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	servers := a.servers()
-	if slices.Contains(servers, a.good) {
-		if time.Now().Before(a.until) {
-			return a.good
-		}
-		servers = append([]int{a.good}, servers...)
+	if slices.Contains(servers, a.good) && time.Now().Before(a.until) {
+		return a.good
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	answers := make(chan int, len(servers))
 	for _, port := range servers {
-		resp, err := a.client.Get("https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) + "/readyz")
-		if err != nil {
-			continue
-		}
-		resp.Body.Close()
-		// Who may ask nothing without credentials is ready too.
-		if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden {
+		go func() {
+			if !a.ready(ctx, port) {
+				port = 0
+			}
+			answers <- port
+		}()
+	}
+	for range servers {
+		if port := <-answers; port != 0 {
 			a.good, a.until = port, time.Now().Add(goodFor)
 			return port
 		}
 	}
 	return 0
+}
+
+func (a *api) ready(ctx context.Context, port int) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+net.JoinHostPort("127.0.0.1", strconv.Itoa(port))+"/readyz", nil)
+	if err != nil {
+		return false
+	}
+	resp, err := a.client.Do(req)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	// Who may ask nothing without credentials is ready too.
+	return resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden
 }

@@ -234,6 +234,15 @@ func (s Set) Boot(ctx context.Context, name string) error {
 	return s.ask(ctx, http.MethodPost, "/boot/"+name, nil)
 }
 
+// Drop ends a machine that machines.json no longer names, and removes what is its own.
+func (s Set) Drop(ctx context.Context, name string) error {
+	err := s.ask(ctx, http.MethodPost, "/drop/"+name, nil)
+	if errors.Is(err, ErrNotRunning) {
+		return os.RemoveAll(s.machineDir(name))
+	}
+	return err
+}
+
 func (s Set) ask(ctx context.Context, method, path string, into any) error {
 	if on, err := s.Running(); err != nil {
 		return err

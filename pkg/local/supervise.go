@@ -194,12 +194,14 @@ func (v *supervisor) answer(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(v.status()) })
 	mux.HandleFunc("POST /stop", func(http.ResponseWriter, *http.Request) { v.stop() })
-	mux.HandleFunc("POST /boot/{name}", func(w http.ResponseWriter, r *http.Request) {
-		if err := v.boot(ctx, r.PathValue("name")); err != nil {
-			v.logf("booting %s fresh: %v", r.PathValue("name"), err)
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-		}
-	})
+	for verb, do := range map[string]func(context.Context, string) error{"boot": v.boot, "drop": v.drop} {
+		mux.HandleFunc("POST /"+verb+"/{name}", func(w http.ResponseWriter, r *http.Request) {
+			if err := do(ctx, r.PathValue("name")); err != nil {
+				v.logf("%s %s: %v", verb, r.PathValue("name"), err)
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+			}
+		})
+	}
 	server := &http.Server{Handler: mux}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ln) }()
@@ -261,6 +263,28 @@ func (v *supervisor) boot(ctx context.Context, name string) error {
 		return err
 	}
 	return v.start(ctx, *m)
+}
+
+// drop ends a machine that machines.json no longer names.
+func (v *supervisor) drop(_ context.Context, name string) error {
+	v.changing.Lock()
+	defer v.changing.Unlock()
+	spec, err := v.set.Spec()
+	if err != nil {
+		return err
+	}
+	if spec.Machine(name) != nil {
+		return fmt.Errorf("%s still names %s", specFile, name)
+	}
+	if q := v.machine(name); q != nil {
+		q.Kill()
+	}
+	v.mu.Lock()
+	v.spec.Machines = slices.DeleteFunc(v.spec.Machines, func(m Machine) bool { return m.Name == name })
+	delete(v.machines, name)
+	v.mu.Unlock()
+	// Its port of the switch stays: ports are told apart by their number.
+	return errors.Join(v.giveAddresses(), os.RemoveAll(v.set.machineDir(name)))
 }
 
 // list is a copy of the machines.
