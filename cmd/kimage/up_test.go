@@ -95,7 +95,7 @@ func TestUpNeverReady(t *testing.T) {
 		}
 	})
 	for i, dir := range dirs {
-		args := []string{"up", "--image", image, "--keep", "--timeout", "12s"}
+		args := []string{"up", "--image", image, "--keep", "--timeout", "7s"}
 		if i == 1 { // stand-ins need no memory
 			text := inOK(t, dir, "cluster", "new", "--topology", "3")
 			write(t, dir, "cluster.yaml", strings.Replace(text, "  nodes:\n", "    qemu: {memoryMiB: 512}\n  nodes:\n", 1))
@@ -140,7 +140,7 @@ func TestUpNeverReady(t *testing.T) {
 	if _, words, status := in(t, dirs[0], "replace", "k8s-01", "--image", image); status != statusCouldNotTell || !strings.Contains(words, "--yes does it") {
 		t.Errorf("replacing the only etcd member: status %d: %s", status, words)
 	}
-	if _, words, status := in(t, dirs[1], "replace", "k8s-02", "--image", standIn(t, "init"), "--timeout", "12s"); status != statusCouldNotTell || !strings.Contains(words, "k8s-02  init") || !strings.Contains(words, "k8s-01  waiting") {
+	if _, words, status := in(t, dirs[1], "replace", "k8s-02", "--image", standIn(t, "init"), "--timeout", "7s"); status != statusCouldNotTell || !strings.Contains(words, "k8s-02  init") || !strings.Contains(words, "k8s-01  waiting") {
 		t.Errorf("replaced: status %d: %s", status, words)
 	}
 	// A machine that was added to the file is booted, and nobody else.
@@ -149,7 +149,7 @@ func TestUpNeverReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, dirs[1], "cluster.yaml", string(text)+"  - {name: k8s-04, roles: [worker], address: 172.17.8.104}\n")
-	if _, words, status := in(t, dirs[1], "up", "--image", image, "--timeout", "12s"); status != statusCouldNotTell || !strings.Contains(words, "booting k8s-04, which") || !strings.Contains(words, "k8s-04  waiting") || strings.Contains(words, "booting k8s-01") {
+	if _, words, status := in(t, dirs[1], "up", "--image", image, "--timeout", "7s"); status != statusCouldNotTell || !strings.Contains(words, "booting k8s-04, which") || !strings.Contains(words, "k8s-04  waiting") || strings.Contains(words, "booting k8s-01") {
 		t.Errorf("a machine was added: status %d: %s", status, words)
 	}
 	if out := inOK(t, dirs[1], "logs", "--console", "k8s-04"); !strings.Contains(out, "waiting") {
@@ -167,7 +167,7 @@ func TestUpNeverReady(t *testing.T) {
 			t.Errorf("processes %v of k8s-04 are left", left)
 		}
 		if again {
-			if _, words, _ := in(t, dirs[1], "up", "--image", image, "--timeout", "12s"); !strings.Contains(words, "booting k8s-04, which") {
+			if _, words, _ := in(t, dirs[1], "up", "--image", image, "--timeout", "7s"); !strings.Contains(words, "booting k8s-04, which") {
 				t.Errorf("booting it again: %s", words)
 			}
 		}
@@ -190,7 +190,7 @@ func TestUpNeverReady(t *testing.T) {
 	if status != statusNo || !strings.Contains(out, "k8s-01  etcd,master,worker  off") {
 		t.Errorf("all off: status %d:\n%s", status, out)
 	}
-	if _, words, status := in(t, dirs[0], "up", "--timeout", "12s"); status != statusCouldNotTell || !strings.Contains(words, "they boot from their disks again") || !strings.Contains(words, "k8s-01  waiting") {
+	if _, words, status := in(t, dirs[0], "up", "--timeout", "7s"); status != statusCouldNotTell || !strings.Contains(words, "they boot from their disks again") || !strings.Contains(words, "k8s-01  waiting") {
 		t.Errorf("after a power cut: status %d: %s", status, words)
 	}
 	for i, dir := range dirs {
