@@ -89,7 +89,7 @@ chaos-short: deps
 e2e-all: deps build
 	KIMAGE_E2E_ALL=1 KIMAGE_E2E_MACHINES=8 KIMAGE_E2E_WINDOW=10m $(GO) test -tags e2e -count=1 -v -timeout 12h -run '$(RUN)' ./e2e
 
-# libvirtd is the story's own, in a network of its own; the machine's is not touched.
+# libvirtd is the story's own, in a network of its own.
 e2e-vagrant: MORE := libvirt-daemon-system libvirt-clients dnsmasq-base
 e2e-vagrant: deps build
 	KIMAGE_E2E_VAGRANT=1 $(GO) test -tags e2e -count=1 -v -timeout 120m -run '^TestVagrant$$' ./e2e

@@ -4,8 +4,8 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -54,7 +54,11 @@ func (b *Builder) writeBox(ctx context.Context, out, raw *os.File, format string
 		return err
 	}
 	if format == boxVirtualBox {
-		return b.virtualBox(ctx, out, raw.Name(), scratch.Path, fi.Size())
+		if err := b.virtualBox(ctx, out, raw.Name(), scratch.Path, fi.Size()); err != nil {
+			return err
+		}
+		progress(fi.Size())
+		return nil
 	}
 	disk, err := os.Create(filepath.Join(scratch.Path, "box.img"))
 	if err != nil {
@@ -66,7 +70,7 @@ func (b *Builder) writeBox(ctx context.Context, out, raw *os.File, format string
 	}
 	const gib = 1 << 30
 	meta := map[string]any{"provider": "libvirt", "format": "qcow2", "virtual_size": (fi.Size() + gib - 1) / gib, "architecture": b.config.Arch}
-	return box(ctx, out, meta, nil, disk)
+	return box(ctx, out, meta, disk)
 }
 
 // virtualBox writes a box whose disk is a stream-optimized VMDK, which is what OVF takes.
@@ -105,29 +109,49 @@ func (b *Builder) virtualBox(ctx context.Context, out *os.File, raw, scratch str
 		return err
 	}
 	meta := map[string]any{"provider": "virtualbox", "architecture": b.config.Arch}
-	return box(ctx, out, meta, map[string][]byte{"box.ovf": ovf.Bytes()}, disk)
+	return box(ctx, out, meta, disk, boxFile{"box.ovf", ovf.Bytes()})
 }
 
-var cid = regexp.MustCompile(`\nCID=([0-9a-f]{8})\n`)
+var cid = regexp.MustCompile(`(?m)^CID=[0-9a-f]+$`)
 
-// fixCID makes a VMDK's content ID, which is random, the same in every bake.
+// fixCID makes a VMDK's content ID, which is random, the same in every bake. It stands in
+// the text of the descriptor, whose place the header names
+// (VMware, "Virtual Disk Format 5.0", Hosted Sparse Extent Header).
 func fixCID(f *os.File) error {
-	head := make([]byte, 64<<10)
-	n, err := f.ReadAt(head, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
+	const sector = 512
+	head := make([]byte, sector)
+	if _, err := f.ReadAt(head, 0); err != nil {
 		return err
 	}
-	at := cid.FindSubmatchIndex(head[:n])
-	if at == nil {
+	at, size := binary.LittleEndian.Uint64(head[28:])*sector, binary.LittleEndian.Uint64(head[36:])*sector
+	if string(head[:4]) != "KDMV" || at == 0 || size == 0 || size > 1<<20 {
+		return fmt.Errorf("%s: qemu-img wrote no VMDK with a descriptor", f.Name())
+	}
+	area := make([]byte, size)
+	if _, err := f.ReadAt(area, int64(at)); err != nil {
+		return err
+	}
+	text, _, _ := bytes.Cut(area, []byte{0})
+	if !cid.Match(text) {
 		return fmt.Errorf("%s: qemu-img wrote no content ID", f.Name())
 	}
-	_, err = f.WriteAt([]byte("6b696d67"), int64(at[2]))
+	fixed := make([]byte, size) // the text's length changes with the ID's
+	if copy(fixed, cid.ReplaceAll(text, []byte("CID=6b696d67"))) == len(fixed) {
+		return fmt.Errorf("%s: the descriptor is full", f.Name())
+	}
+	_, err := f.WriteAt(fixed, int64(at))
 	return err
+}
+
+// boxFile is one of the small files in a box.
+type boxFile struct {
+	name    string
+	content []byte
 }
 
 // box writes the archive: what Vagrant reads first, then what belongs to the disk,
 // then the disk.
-func box(ctx context.Context, out *os.File, meta map[string]any, more map[string][]byte, disk *os.File) error {
+func box(ctx context.Context, out *os.File, meta map[string]any, disk *os.File, more ...boxFile) error {
 	about, err := json.Marshal(meta)
 	if err != nil {
 		return err
@@ -137,16 +161,7 @@ func box(ctx context.Context, out *os.File, meta map[string]any, more map[string
 		return w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: size, ModTime: time.Unix(unixTime, 0), Format: tar.FormatGNU})
 	}
 	// A box needs a Vagrantfile; what ours says is the same for every machine of it.
-	files := []struct {
-		name    string
-		content []byte
-	}{{"metadata.json", about}, {"Vagrantfile", []byte(boxVagrantfile)}}
-	for name, content := range more {
-		files = append(files, struct {
-			name    string
-			content []byte
-		}{name, content})
-	}
+	files := append([]boxFile{{"metadata.json", about}, {"Vagrantfile", []byte(boxVagrantfile)}}, more...)
 	for _, f := range files {
 		if err := header(f.name, int64(len(f.content))); err != nil {
 			return err
@@ -267,7 +282,7 @@ var ovfTemplate = template.Must(template.New("box.ovf").Parse(`<?xml version="1.
         <rasd:Connection>NAT</rasd:Connection>
         <rasd:ElementName>Ethernet adapter on 'NAT'</rasd:ElementName>
         <rasd:InstanceID>5</rasd:InstanceID>
-        <rasd:ResourceSubType>E1000</rasd:ResourceSubType>
+        <rasd:ResourceSubType>virtio</rasd:ResourceSubType>
         <rasd:ResourceType>10</rasd:ResourceType>
       </Item>
     </VirtualHardwareSection>

@@ -67,11 +67,10 @@ func openLocal(path string) (*localCluster, error) {
 
 const claimFile = "claim"
 
-// claim keeps others from making, changing or removing the machines until release.
-func (l *localCluster) claim() (release func(), err error) { return l.claimBy(syscall.LOCK_NB) }
+var errClaimed = errors.New("another kimage works on it")
 
-// claimBy waits for others unless how is LOCK_NB.
-func (l *localCluster) claimBy(how int) (release func(), err error) {
+// claim keeps others from making, changing or removing the machines until release.
+func (l *localCluster) claim() (release func(), err error) {
 	if entries, err := os.ReadDir(l.Dir); err == nil && len(entries) > 0 {
 		if _, err := os.Stat(l.in(claimFile)); errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%s was not made by kimage up: move it away, or give the cluster file another name", l.Dir)
@@ -84,9 +83,9 @@ func (l *localCluster) claimBy(how int) (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|how); err != nil {
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("another kimage works on %s: wait until it has ended", l.Dir)
+		return nil, fmt.Errorf("%s: %w: wait until it has ended", l.Dir, errClaimed)
 	}
 	return func() { f.Close() }, nil
 }

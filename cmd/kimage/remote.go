@@ -91,7 +91,8 @@ func (r *remoteCluster) lines(ctx context.Context) ([]machineLine, error) {
 		}
 		for _, m := range c.Machines {
 			key := [2]string{m.Pool, m.Name}
-			if last, ok := newest[key]; m.Heard != nil && (!ok || m.Heard.After(*last.Heard)) {
+			// Masters' clocks differ: who hears it now is right, whatever the time.
+			if last, ok := newest[key]; m.Heard != nil && (!ok || last.Silent && !m.Silent || last.Silent == m.Silent && m.Heard.After(*last.Heard)) {
 				newest[key] = heard{m, c.Master}
 			}
 		}

@@ -54,11 +54,13 @@ Exits with 1 unless all are ready, and with 2 when no master could be asked.`,
   kimage status --wait --timeout 30m`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			look, done, err := statusOf(cmd, file, identity)
+			if cmd.Flags().Changed("timeout") && !wait {
+				return errors.New("--timeout says how long to --wait, which was not asked for")
+			}
+			look, err := statusOf(cmd, file, identity)
 			if err != nil {
 				return err
 			}
-			defer done()
 			if !wait {
 				timeout = 0
 			}
@@ -73,7 +75,9 @@ Exits with 1 unless all are ready, and with 2 when no master could be asked.`,
 				err = tellLines(cmd.OutOrStdout(), lines)
 			}
 			if err = errors.Join(err, unknown); err == nil && !ready {
-				err = errNo
+				if err = errNo; wait {
+					fmt.Fprintf(cmd.ErrOrStderr(), "not all are ready after %s\n", timeout)
+				}
 			}
 			return err
 		},
@@ -91,19 +95,19 @@ Exits with 1 unless all are ready, and with 2 when no master could be asked.`,
 type looker func(context.Context) ([]machineLine, error)
 
 // statusOf finds out where the cluster of -f runs.
-func statusOf(cmd *cobra.Command, file, identity string) (look looker, done func(), err error) {
+func statusOf(cmd *cobra.Command, file, identity string) (looker, error) {
 	l, err := localOf(file)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if l.exists() {
-		return l.lines, func() {}, nil
+		return l.lines, nil
 	}
 	r, err := openRemote(cmd, file, identity)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return r.lines, func() {}, nil
+	return r.lines, nil
 }
 
 // awaitLines looks until all machines are ready or the time is over, at least once, and

@@ -196,23 +196,34 @@ func (l *localCluster) follow(cmd *cobra.Command, f *cluster.File, u *upFlags) e
 	defer s.Close()
 	more := local.Spec{}
 	for _, name := range added {
-		m := spec.Machine(name)
-		if i := slices.IndexFunc(now.Machines, func(x local.Machine) bool { return x.Address == m.Address }); i >= 0 {
-			return fmt.Errorf("%s is to have the address %s, which %s has: give it another one", name, m.Address, now.Machines[i].Name)
+		m := *spec.Machine(name)
+		if m.Pool != "" { // the plan does not know who runs already
+			if m.Address, err = now.FreeAddress(plan); err != nil {
+				return err
+			}
 		}
-		more.Machines = append(more.Machines, *m)
+		for _, x := range now.Machines {
+			if x.Address == m.Address || x.MAC == m.MAC {
+				return fmt.Errorf("%s is to have the address %s and the card %s, of which %s has one: give it others, or first kimage down %s", name, m.Address, m.MAC, x.Name, x.Name)
+			}
+		}
+		more.Machines = append(more.Machines, m)
+		now.Machines = append(now.Machines, m)
 	}
 	if err := more.Fits(l.Dir, 0); err != nil {
 		return err
 	}
-	now.Machines = append(now.Machines, more.Machines...)
-	if err := l.Write(now); err != nil {
-		return err
-	}
-	for _, name := range added {
-		fmt.Fprintf(cmd.ErrOrStderr(), "booting %s, which %s names by now\n", name, u.file)
-		if err := l.Boot(cmd.Context(), name); err != nil {
+	now.Machines = now.Machines[:len(now.Machines)-len(added)]
+	for _, m := range more.Machines {
+		fmt.Fprintf(cmd.ErrOrStderr(), "booting %s, which %s names by now\n", m.Name, u.file)
+		before := now
+		now.Machines = append(now.Machines[:len(now.Machines):len(now.Machines)], m)
+		if err := l.Write(now); err != nil {
 			return err
+		}
+		if err := l.Boot(cmd.Context(), m.Name); err != nil {
+			// Else the next kimage up would think that it runs.
+			return errors.Join(err, l.Write(before))
 		}
 	}
 	return nil

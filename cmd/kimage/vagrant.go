@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,6 +20,7 @@ import (
 	"github.com/kimage-project/kimage/pkg/doctor"
 	"github.com/kimage-project/kimage/pkg/libvirt"
 	"github.com/kimage-project/kimage/pkg/local"
+	"github.com/kimage-project/kimage/pkg/qemu"
 )
 
 // vagrantMachines is what the Vagrantfile is told, by vagrant.json.
@@ -29,16 +32,28 @@ type vagrantMachines struct {
 	Driver         string                    `json:"driver"`         // of libvirt: kvm or qemu
 	Kubeconfig     string                    `json:"kubeconfig"`     // file, for this computer
 	NodeKubeconfig string                    `json:"nodeKubeconfig"` // file, for the machines themselves
+	Settings       vagrantSettings           `json:"settings"`
 	Machines       map[string]vagrantMachine `json:"machines"`
 }
 
+// vagrantSettings are those of the Vagrantfile that hold as long as the cluster does.
+type vagrantSettings struct {
+	Provider   string `json:"provider"`
+	OS         string `json:"os"`
+	Topology   string `json:"topology"`
+	Plugin     string `json:"networkPlugin"`
+	Subnet     string `json:"subnet"`
+	Kubernetes string `json:"kubernetes"` // may be changed, by who names another
+}
+
 type vagrantMachine struct {
-	MAC       string `json:"mac"` // of the card on the private network
-	CPUs      int    `json:"cpus"`
-	MemoryMiB int    `json:"memoryMiB"`
-	DiskGiB   int    `json:"diskGiB"`
-	Seed      string `json:"seed,omitempty"`     // file: a NoCloud volume
-	Ignition  string `json:"ignition,omitempty"` // file: an Ignition config
+	Roles     []string `json:"roles"`
+	MAC       string   `json:"mac"` // of the card on the private network
+	CPUs      int      `json:"cpus"`
+	MemoryMiB int      `json:"memoryMiB"`
+	DiskGiB   int      `json:"diskGiB"`
+	Seed      string   `json:"seed,omitempty"`     // file: a NoCloud volume
+	Ignition  string   `json:"ignition,omitempty"` // file: an Ignition config
 }
 
 // newVagrant is what the Vagrantfile runs; people run vagrant.
@@ -76,26 +91,38 @@ func newVagrant() *cobra.Command {
 	return cmd
 }
 
+// vagrantFile is where the Vagrantfile looks, in DIR.
+const vagrantFile = "vagrant.json"
+
 // makeVagrant makes the box, the machines' configs and vagrant.json. It may be run
 // several times at once: one works, the others wait and find it done.
+//
+//	DIR/cluster.yaml ...   and its secrets
+//	DIR/made/              as in localCluster; kimage up and down leave it alone
+//	DIR/vagrant.json       written last
 func makeVagrant(cmd *cobra.Command, o cluster.Outline, dir, provider string) error {
 	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return err
-	}
-	file := filepath.Join(dir, "cluster.yaml")
-	l, err := localOf(file)
 	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
-	release, err := l.claimBy(0)
+	file := filepath.Join(dir, "cluster.yaml")
+	l := &localCluster{local.Set{Dir: filepath.Join(dir, "made")}, file}
+	release, err := l.awaitClaim(cmd)
 	if err != nil {
 		return err
 	}
 	defer release()
+	// Secrets must not get into the repository that the Vagrantfile is of.
+	if err := atomicfile.Write(filepath.Join(dir, ".gitignore"), []byte("*\n"), 0o644); err != nil {
+		return err
+	}
+	m := vagrantMachines{Settings: vagrantSettings{provider, o.OS, o.Topology, o.Plugin, o.Subnet.String(), ""}}
+	if err := m.Settings.keep(filepath.Join(dir, vagrantFile), &o); err != nil {
+		return err
+	}
 	key, err := l.key()
 	if err != nil {
 		return err
@@ -107,6 +134,7 @@ func makeVagrant(cmd *cobra.Command, o cluster.Outline, dir, provider string) er
 	if err != nil {
 		return err
 	}
+	m.Settings.Kubernetes = o.Kubernetes
 	if err := atomicfile.Write(file, []byte(text), 0o644); err != nil {
 		return err
 	}
@@ -119,14 +147,9 @@ func makeVagrant(cmd *cobra.Command, o cluster.Outline, dir, provider string) er
 			return err
 		}
 	}
-	accel := "kvm"
-	if provider == "libvirt" {
-		if err := libvirt.CheckReach(cmd.Context(), dir); err != nil {
-			return err
-		}
-		if accel, err = accelerator(cmd); err != nil {
-			return err
-		}
+	accel, err := vagrantAccelerator(cmd, provider, dir, o.Subnet)
+	if err != nil {
+		return err
 	}
 	spec, err := local.Plan(f, accel)
 	if err != nil {
@@ -141,30 +164,24 @@ func makeVagrant(cmd *cobra.Command, o cluster.Outline, dir, provider string) er
 		return err
 	}
 	defer s.Close()
-	m := vagrantMachines{Key: l.in("key"), Driver: map[string]string{"kvm": "kvm", "tcg": "qemu"}[accel],
-		Kubeconfig: filepath.Join(dir, "kubeconfig"), NodeKubeconfig: l.in("kubeconfig-node"), Machines: map[string]vagrantMachine{}}
 	system, err := images.FindOS(f.OS.Name)
 	if err != nil {
 		return err
 	}
-	m.User = system.User
-	if err := l.pruneBoxes(box); err != nil {
-		return err
-	}
-	if m.Box, m.BoxURL, err = l.boxCatalogue(box, provider, f.Cluster.Spec.Kubernetes); err != nil {
-		return err
-	}
+	m.Key, m.User, m.Driver = l.in("key"), system.User, map[string]string{"kvm": "kvm", "tcg": "qemu"}[accel]
+	m.Kubeconfig, m.NodeKubeconfig, m.Machines = filepath.Join(dir, "kubeconfig"), l.in("kubeconfig-node"), map[string]vagrantMachine{}
+	var files []string
 	for _, x := range spec.Machines {
-		m.Machines[x.Name] = vagrantMachine{MAC: strings.ReplaceAll(x.MAC, ":", ""), CPUs: x.CPUs, MemoryMiB: x.MemoryMiB, DiskGiB: x.DiskGiB, Seed: x.Seed, Ignition: x.FwCfg[ignitionKey]}
+		m.Machines[x.Name] = vagrantMachine{Roles: x.Roles, MAC: strings.ReplaceAll(x.MAC, ":", ""), CPUs: x.CPUs, MemoryMiB: x.MemoryMiB, DiskGiB: x.DiskGiB, Seed: x.Seed, Ignition: x.FwCfg[ignitionKey]}
+		files = append(files, cmp.Or(x.Seed, x.FwCfg[ignitionKey]))
 	}
 	if provider == "libvirt" {
-		var files []string
-		for _, x := range m.Machines {
-			files = append(files, cmp.Or(x.Seed, x.Ignition))
-		}
 		if err := libvirt.LetRead(cmd.Context(), dir, files); err != nil {
 			return err
 		}
+	}
+	if m.Box, m.BoxURL, err = l.boxCatalogue(box, provider, f.Cluster.Spec.Kubernetes); err != nil {
+		return err
 	}
 	operator, err := s.Kubeconfig()
 	if err != nil {
@@ -179,8 +196,82 @@ func makeVagrant(cmd *cobra.Command, o cluster.Outline, dir, provider string) er
 	if err != nil {
 		return err
 	}
-	return errors.Join(atomicfile.Write(m.Kubeconfig, operator, 0o600), atomicfile.Write(m.NodeKubeconfig, node, 0o600),
-		atomicfile.Write(filepath.Join(dir, "vagrant.json"), append(data, '\n'), 0o600))
+	for _, x := range []struct {
+		name    string
+		content []byte
+	}{{m.Kubeconfig, operator}, {m.NodeKubeconfig, node}, {filepath.Join(dir, vagrantFile), append(data, '\n')}} {
+		if err := atomicfile.Write(x.name, x.content, 0o600); err != nil {
+			return err
+		}
+	}
+	return l.pruneBoxes(box)
+}
+
+// keep compares the settings with those that the cluster was made by, which the file
+// holds, if there is one. A Kubernetes version that nobody names stays what it is.
+func (v vagrantSettings) keep(file string, o *cluster.Outline) error {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var was vagrantMachines
+	if err == nil {
+		err = json.Unmarshal(data, &was)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	for _, x := range []struct{ name, now, then string }{
+		{"the provider", v.Provider, was.Settings.Provider}, {"$os", v.OS, was.Settings.OS}, {"$topology", v.Topology, was.Settings.Topology},
+		{"$network_plugin", v.Plugin, was.Settings.Plugin}, {"$subnet", v.Subnet, was.Settings.Subnet},
+	} {
+		if x.now != x.then {
+			return fmt.Errorf("%s is %s, and the cluster's is %s: set it back, or end the cluster with vagrant destroy", x.name, x.now, x.then)
+		}
+	}
+	o.Kubernetes = cmp.Or(o.Kubernetes, was.Settings.Kubernetes)
+	return nil
+}
+
+// awaitClaim waits for another kimage that makes the same.
+func (l *localCluster) awaitClaim(cmd *cobra.Command) (release func(), err error) {
+	for said := false; ; said = true {
+		release, err := l.claim()
+		if !errors.Is(err, errClaimed) {
+			return release, err
+		}
+		if !said {
+			fmt.Fprintln(cmd.ErrOrStderr(), "another kimage makes these machines' image and configs: waiting for it")
+		}
+		select {
+		case <-cmd.Context().Done():
+			return nil, cmd.Context().Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// virtualBoxNetworks are those that VirtualBox lets be made unless its networks.conf names
+// others (https://www.virtualbox.org/manual/, "Host-Only Networking").
+var virtualBoxNetworks = netip.MustParsePrefix("192.168.56.0/21")
+
+// vagrantAccelerator is kvm or tcg, after what else the provider needs.
+func vagrantAccelerator(cmd *cobra.Command, provider, dir string, subnet netip.Prefix) (string, error) {
+	if provider == "virtualbox" {
+		const conf = "/etc/vbox/networks.conf"
+		if _, err := os.Stat(conf); err != nil && !virtualBoxNetworks.Contains(subnet.Addr()) {
+			return "", fmt.Errorf("$subnet: VirtualBox makes networks in %s only: choose 192.168.56 to 192.168.63, or name %s in %s", virtualBoxNetworks, subnet, conf)
+		}
+		return "kvm", doctor.Check(doctor.VirtualBox)
+	}
+	if err := libvirt.CheckReach(cmd.Context(), dir); err != nil {
+		return "", err
+	}
+	// libvirt's machines run as somebody else, who may be allowed what the user is not.
+	if err := qemu.KVM(cmd.Context()); errors.Is(err, fs.ErrPermission) {
+		return "kvm", nil
+	}
+	return accelerator(cmd)
 }
 
 // boxCatalogue names the box, and describes it where Vagrant looks

@@ -40,6 +40,8 @@ func CheckReach(ctx context.Context, dir string) error {
 	if err := doctor.Check(doctor.Libvirt); err != nil {
 		return err
 	}
+	may := regexp.MustCompile(`(?m)^user:` + who + `:..x(\s+#effective:..x)?$`)
+	var shut []string
 	for d := filepath.Dir(dir); ; d = filepath.Dir(d) {
 		fi, err := os.Stat(d)
 		if err != nil {
@@ -50,14 +52,18 @@ func CheckReach(ctx context.Context, dir string) error {
 			if err != nil {
 				return err
 			}
-			if !regexp.MustCompile(`(?m)^user:` + who + `:..x`).Match(acl) {
-				return fmt.Errorf("libvirt's machines, which run as %s, cannot reach %s: setfacl -m u:%s:x %s", who, dir, who, d)
+			if !may.Match(acl) {
+				shut = append(shut, d)
 			}
 		}
 		if d == filepath.Dir(d) {
-			return nil
+			break
 		}
 	}
+	if shut == nil {
+		return nil
+	}
+	return fmt.Errorf("libvirt's machines, which run as %s, cannot reach %s: setfacl -m u:%s:x %s", who, dir, who, strings.Join(shut, " "))
 }
 
 // LetRead lets libvirt's virtual machines read files below dir, which are nobody else's

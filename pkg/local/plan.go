@@ -74,6 +74,21 @@ func Plan(f *cluster.File, accel string) (Spec, error) {
 	return s, nil
 }
 
+// FreeAddress is one of the subnet that none of these machines has, nor any that plan
+// gives a fixed one.
+func (s Spec) FreeAddress(plan Spec) (netip.Addr, error) {
+	taken := map[netip.Addr]bool{s.Server: true}
+	for _, m := range slices.Concat(s.Machines, plan.Machines) {
+		taken[m.Address] = true
+	}
+	for a := s.Subnet.Addr().Next(); s.Subnet.Contains(a.Next()); a = a.Next() { // the last one is that of all
+		if !taken[a] {
+			return a, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("%s has no address left", s.Subnet)
+}
+
 // ipv4 is the target's first IPv4 address.
 func ipv4(t cluster.Target) (netip.Addr, bool) {
 	for _, a := range t.Addresses {

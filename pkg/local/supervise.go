@@ -101,14 +101,14 @@ func (v *supervisor) connect() (err error) {
 			return err
 		}
 	}
-	return v.giveAddresses()
+	return v.giveAddresses(v.spec.Machines)
 }
 
 // giveAddresses has the switch give the machines theirs.
-func (v *supervisor) giveAddresses() error {
+func (v *supervisor) giveAddresses(to []Machine) error {
 	d := lan.DHCP{Subnet: v.spec.Subnet, Server: v.spec.Server, Addresses: map[[6]byte]netip.Addr{}}
 	of := map[netip.Addr]string{}
-	for _, m := range v.list() {
+	for _, m := range to {
 		mac, err := net.ParseMAC(m.MAC)
 		if err != nil || len(mac) != 6 {
 			return fmt.Errorf("%s: %q is no card's address", m.Name, m.MAC)
@@ -246,14 +246,13 @@ func (v *supervisor) boot(ctx context.Context, name string) error {
 			return err
 		}
 	}
-	v.mu.Lock()
-	if was := v.spec.Machine(name); was != nil {
-		*was = *m
-	} else {
-		v.spec.Machines = append(v.spec.Machines, *m)
-	}
-	v.mu.Unlock()
-	if err := v.giveAddresses(); err != nil {
+	if err := v.take(func(all []Machine) []Machine {
+		if i := slices.IndexFunc(all, func(x Machine) bool { return x.Name == name }); i >= 0 {
+			all[i] = *m
+			return all
+		}
+		return append(all, *m)
+	}); err != nil {
 		return err
 	}
 	if q := v.machine(name); q != nil {
@@ -279,12 +278,26 @@ func (v *supervisor) drop(_ context.Context, name string) error {
 	if q := v.machine(name); q != nil {
 		q.Kill()
 	}
+	// Its port of the switch stays: ports are told apart by their number.
+	err = v.take(func(all []Machine) []Machine {
+		return slices.DeleteFunc(all, func(m Machine) bool { return m.Name == name })
+	})
 	v.mu.Lock()
-	v.spec.Machines = slices.DeleteFunc(v.spec.Machines, func(m Machine) bool { return m.Name == name })
 	delete(v.machines, name)
 	v.mu.Unlock()
-	// Its port of the switch stays: ports are told apart by their number.
-	return errors.Join(v.giveAddresses(), os.RemoveAll(v.set.machineDir(name)))
+	return errors.Join(err, os.RemoveAll(v.set.machineDir(name)))
+}
+
+// take changes the list of machines, unless they could not have their addresses then.
+func (v *supervisor) take(change func([]Machine) []Machine) error {
+	all := change(v.list())
+	if err := v.giveAddresses(all); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.spec.Machines = all
+	return nil
 }
 
 // list is a copy of the machines.

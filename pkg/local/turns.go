@@ -29,13 +29,10 @@ func Nice(phase string, master bool) int {
 // processors than this computer. Who is not root cannot take a lower priority back:
 // then all that have waited once are equals.
 func (v *supervisor) takeTurns(ctx context.Context) {
-	cpus, now := 0, map[*qemu.Machine]int{}
-	for _, m := range v.list() {
-		cpus += m.CPUs
-	}
-	if v.spec.Accel == "kvm" || cpus <= runtime.NumCPU() {
+	if v.spec.Accel == "kvm" {
 		return
 	}
+	now := map[*qemu.Machine]int{}
 	for tick := time.Tick(turnsEvery); ; {
 		select {
 		case <-ctx.Done():
@@ -43,14 +40,15 @@ func (v *supervisor) takeTurns(ctx context.Context) {
 		case <-tick:
 		}
 		phases, ready := map[string]string{}, true
-		all := v.list()
+		all, cpus := v.list(), 0
 		for _, m := range all {
+			cpus += m.CPUs
 			phases[m.Name] = v.set.Screen(m.Name).Phase
 			ready = ready && phases[m.Name] == PhaseReady
 		}
 		for _, m := range all {
 			nice := Nice(phases[m.Name], m.API)
-			if ready {
+			if ready || cpus <= runtime.NumCPU() {
 				nice = 0
 			}
 			if q := v.machine(m.Name); q != nil && !q.Off() && now[q] != nice {
