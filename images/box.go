@@ -4,13 +4,11 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"text/template"
 	"time"
 
@@ -29,17 +27,6 @@ const (
 // boxDiskGiB is the disk of a VirtualBox machine, which grows no later than that:
 // what it does not use takes no room.
 const boxDiskGiB = 20
-
-// extension ends the name of a format's file.
-func extension(format string) string {
-	switch format {
-	case boxLibvirt:
-		return ".libvirt.box"
-	case boxVirtualBox:
-		return ".virtualbox.box"
-	}
-	return "." + format
-}
 
 // writeBox writes the raw disk as a Vagrant box. progress is told how much of the disk
 // is done.
@@ -75,7 +62,7 @@ func (b *Builder) writeBox(ctx context.Context, out, raw *os.File, format string
 
 // virtualBox writes a box whose disk is a stream-optimized VMDK, which is what OVF takes.
 func (b *Builder) virtualBox(ctx context.Context, out *os.File, raw, scratch string, size int64) error {
-	if err := doctor.Check(doctor.VirtualBox); err != nil {
+	if err := doctor.Check(doctor.VMDK); err != nil {
 		return err
 	}
 	raw, err := filepath.Abs(raw)
@@ -84,22 +71,17 @@ func (b *Builder) virtualBox(ctx context.Context, out *os.File, raw, scratch str
 	}
 	capacity := max(size, boxDiskGiB<<30)
 	larger, vmdk := filepath.Join(scratch, "larger.qcow2"), filepath.Join(scratch, "box-disk001.vmdk")
-	for _, args := range [][]string{
-		{"create", "-q", "-f", "qcow2", "-F", "raw", "-b", raw, larger, fmt.Sprint(capacity)},
-		{"convert", "-q", "-f", "qcow2", "-O", "vmdk", "-o", "subformat=streamOptimized,adapter_type=lsilogic", larger, vmdk},
-	} {
-		if err := run.Run(ctx, run.Cmd{Argv: append([]string{"qemu-img"}, args...)}); err != nil {
-			return err
-		}
+	if err := run.Run(ctx, run.Cmd{Argv: []string{"qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", raw, larger, fmt.Sprint(capacity)}}); err != nil {
+		return err
+	}
+	if err := toVMDK(ctx, larger, "qcow2", vmdk, filepath.Base(vmdk)); err != nil {
+		return err
 	}
 	disk, err := os.OpenFile(vmdk, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer disk.Close()
-	if err := fixCID(disk); err != nil {
-		return err
-	}
 	fi, err := disk.Stat()
 	if err != nil {
 		return err
@@ -110,37 +92,6 @@ func (b *Builder) virtualBox(ctx context.Context, out *os.File, raw, scratch str
 	}
 	meta := map[string]any{"provider": "virtualbox", "architecture": b.config.Arch}
 	return box(ctx, out, meta, disk, boxFile{"box.ovf", ovf.Bytes()})
-}
-
-var cid = regexp.MustCompile(`(?m)^CID=[0-9a-f]+$`)
-
-// fixCID makes a VMDK's content ID, which is random, the same in every bake. It stands in
-// the text of the descriptor, whose place the header names
-// (VMware, "Virtual Disk Format 5.0", Hosted Sparse Extent Header).
-func fixCID(f *os.File) error {
-	const sector = 512
-	head := make([]byte, sector)
-	if _, err := f.ReadAt(head, 0); err != nil {
-		return err
-	}
-	at, size := binary.LittleEndian.Uint64(head[28:])*sector, binary.LittleEndian.Uint64(head[36:])*sector
-	if string(head[:4]) != "KDMV" || at == 0 || size == 0 || size > 1<<20 {
-		return fmt.Errorf("%s: qemu-img wrote no VMDK with a descriptor", f.Name())
-	}
-	area := make([]byte, size)
-	if _, err := f.ReadAt(area, int64(at)); err != nil {
-		return err
-	}
-	text, _, _ := bytes.Cut(area, []byte{0})
-	if !cid.Match(text) {
-		return fmt.Errorf("%s: qemu-img wrote no content ID", f.Name())
-	}
-	fixed := make([]byte, size) // the text's length changes with the ID's
-	if copy(fixed, cid.ReplaceAll(text, []byte("CID=6b696d67"))) == len(fixed) {
-		return fmt.Errorf("%s: the descriptor is full", f.Name())
-	}
-	_, err := f.WriteAt(fixed, int64(at))
-	return err
 }
 
 // boxFile is one of the small files in a box.

@@ -47,7 +47,6 @@ const Stages = 5
 var (
 	Runtimes = []string{"containerd"}
 	Networks = []string{"flannel", "none"}
-	Formats  = []string{"raw", "qcow2", boxLibvirt, boxVirtualBox}
 )
 
 // Config says what to bake. Empty fields take the default that is named.
@@ -295,7 +294,7 @@ func (b *Builder) artifacts(ctx context.Context, raw *atomicfile.File, m manifes
 	formats := slices.Compact(slices.Sorted(slices.Values(b.config.Formats)))
 	for _, format := range formats {
 		f := raw
-		if format != "raw" {
+		if format != formatRaw {
 			var err error
 			if f, err = b.convert(ctx, raw.File, format); err != nil {
 				return nil, err
@@ -322,7 +321,7 @@ func (b *Builder) artifacts(ctx context.Context, raw *atomicfile.File, m manifes
 	}
 	for i, format := range formats {
 		f := raw
-		if format != "raw" {
+		if format != formatRaw {
 			f, pending = pending[0], pending[1:]
 		}
 		if err := f.Rename(); err != nil {

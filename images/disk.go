@@ -10,17 +10,14 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/ext4"
 	"github.com/kimage-project/kimage/pkg/gpt"
-	"github.com/kimage-project/kimage/pkg/qcow2"
 	"github.com/kimage-project/kimage/pkg/sparse"
 	"github.com/kimage-project/kimage/pkg/tree"
 )
@@ -254,31 +251,6 @@ func (d *disk) finishKIMAGE(ctx context.Context, m manifest) error {
 func (m manifest) encode() ([]byte, error) {
 	data, err := json.MarshalIndent(m, "", "  ")
 	return append(data, '\n'), err
-}
-
-// convert writes the finished disk in another format.
-func (b *Builder) convert(ctx context.Context, raw *os.File, format string) (*atomicfile.File, error) {
-	f, err := atomicfile.Create(filepath.Join(b.config.Output, b.name+extension(format)), 0o644)
-	if err != nil {
-		return nil, err
-	}
-	fi, err := raw.Stat()
-	if err != nil {
-		f.Abort()
-		return nil, err
-	}
-	bar := b.report.Bar("writing "+format, fi.Size())
-	defer bar.Done()
-	if format == "qcow2" {
-		err = qcow2.Write(ctx, f.File, raw, bar.Add)
-	} else {
-		err = b.writeBox(ctx, f.File, raw, format, bar.Add)
-	}
-	if err != nil {
-		f.Abort()
-		return nil, fmt.Errorf("writing %s: %w", format, err)
-	}
-	return f, nil
 }
 
 // hasCryptsetup says whether systemd in the base can open dm-verity: it loads

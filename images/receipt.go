@@ -44,7 +44,7 @@ func (r *Result) Receipt() string {
 	for _, a := range r.Artifacts {
 		fmt.Fprintf(&b, "  %s  %s\n", a.Path, a.size())
 	}
-	fmt.Fprintf(&b, "  %s\n\nBaked in %s. Boot it, with 20 GiB of disk:\n  %s\n", r.Manifest, r.Took.Round(100*time.Millisecond), r.bootCommand())
+	fmt.Fprintf(&b, "  %s\n\nBaked in %s.%s\n", r.Manifest, r.Took.Round(100*time.Millisecond), r.next())
 	return b.String()
 }
 
@@ -85,16 +85,20 @@ func (m manifest) unsigned() []string {
 	return slices.Compact(out)
 }
 
-func (r *Result) bootCommand() string {
-	i := slices.IndexFunc(r.Artifacts, func(a Artifact) bool { return a.Format == "raw" || a.Format == "qcow2" })
+// next is what to do with what was made; empty: another tool's business.
+func (r *Result) next() string {
+	i := slices.IndexFunc(r.Artifacts, func(a Artifact) bool { return bootsAlone(a.Format) })
 	if i < 0 {
-		return fmt.Sprintf("vagrant box add --name %s %s", r.Name, r.Artifacts[0].Path)
+		if i = slices.IndexFunc(r.Artifacts, func(a Artifact) bool { return a.Format == boxLibvirt || a.Format == boxVirtualBox }); i >= 0 {
+			return fmt.Sprintf(" Add it to Vagrant:\n  vagrant box add --name %s %s", r.Name, r.Artifacts[i].Path)
+		}
+		return ""
 	}
 	a := r.Artifacts[i]
 	file := a.Path
 	if !filepath.IsAbs(file) { // a backing file's name is relative to the overlay's
 		file = "$PWD/" + file
 	}
-	return fmt.Sprintf("qemu-img create -q -f qcow2 -F %s -b \"%s\" node.qcow2 20G && qemu-system-x86_64 -accel kvm -accel tcg -cpu max -smp 2 -m 4096 -nographic -drive file=node.qcow2,if=virtio -nic user,model=virtio",
+	return fmt.Sprintf(" Boot it, with 20 GiB of disk:\n  qemu-img create -q -f qcow2 -F %s -b \"%s\" node.qcow2 20G && qemu-system-x86_64 -accel kvm -accel tcg -cpu max -smp 2 -m 4096 -nographic -drive file=node.qcow2,if=virtio -nic user,model=virtio",
 		a.Format, file)
 }

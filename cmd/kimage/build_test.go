@@ -26,12 +26,12 @@ func judge(t *testing.T, argv ...string) string {
 
 func TestBuildAndInspect(t *testing.T) {
 	f, out := fixtures(t), t.TempDir()
-	b := buildJSON(t, f.args(t.TempDir(), out, "--format", "raw,qcow2")...)
+	b := buildJSON(t, f.args(t.TempDir(), out, "--format", "raw,qcow2,vhd")...)
 	if b.APIVersion != "kimage.dev/v1alpha1" || b.Name != "debian-13-v1.37.2-amd64" || b.Kubernetes != "v1.37.2" || b.Runtime != "containerd" || b.Network != "flannel" ||
-		b.Arch != "amd64" || b.OS != "debian-13" || len(b.ImageID) != 12 || len(b.Artifacts) != 2 {
+		b.Arch != "amd64" || b.OS != "debian-13" || len(b.ImageID) != 12 || len(b.Artifacts) != 3 {
 		t.Errorf("%+v", b)
 	}
-	if got := listing(t, out); got != fmt.Sprintf("[%s.json %s.qcow2 %s.raw]", b.Name, b.Name, b.Name) {
+	if got := listing(t, out); got != fmt.Sprintf("[%s.json %s.qcow2 %s.raw %s.vhd]", b.Name, b.Name, b.Name, b.Name) {
 		t.Errorf("output: %s", got)
 	}
 	files := map[string]string{}

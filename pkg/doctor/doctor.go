@@ -67,8 +67,8 @@ var (
 		{Program: "setfacl", Package: "acl", Why: "lets libvirt's machines read their configs (vagrant up)"},
 		{Program: "getfacl", Package: "acl", Why: "sees whether they can"},
 	}
-	VirtualBox = []Need{
-		{Program: "qemu-img", Package: "qemu-utils", Why: "writes the disk of a Vagrant box for VirtualBox"},
+	VMDK = []Need{
+		{Program: "qemu-img", Package: "qemu-utils", Why: "writes stream-optimized disks"},
 	}
 	Run = []Need{
 		{Program: "qemu-system-x86_64", Package: "qemu-system-x86", Why: "runs a cluster on this computer (kimage up)"},

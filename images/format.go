@@ -1,0 +1,168 @@
+package images
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/kimage-project/kimage/pkg/atomicfile"
+	"github.com/kimage-project/kimage/pkg/doctor"
+	"github.com/kimage-project/kimage/pkg/packed"
+	"github.com/kimage-project/kimage/pkg/qcow2"
+	"github.com/kimage-project/kimage/pkg/run"
+	"github.com/kimage-project/kimage/pkg/sparse"
+	"github.com/kimage-project/kimage/pkg/vhd"
+)
+
+// What can be asked for besides Vagrant's boxes.
+const (
+	formatRaw   = "raw"
+	formatZstd  = "raw.zst"
+	formatQcow2 = "qcow2"
+	formatGCE   = "gce"  // a tar.gz with disk.raw, of whole GiB
+	formatVHD   = "vhd"  // fixed, of whole MiB: Azure, Hyper-V
+	formatVMDK  = "vmdk" // stream-optimized: VMware, and what reads OVF
+)
+
+// Formats are what a disk can be written as.
+var Formats = []string{formatRaw, formatZstd, formatQcow2, formatGCE, formatVHD, formatVMDK, boxLibvirt, boxVirtualBox}
+
+// extension ends the name of a format's file.
+func extension(format string) string {
+	switch format {
+	case formatGCE:
+		return ".tar.gz"
+	case boxLibvirt:
+		return ".libvirt.box"
+	case boxVirtualBox:
+		return ".virtualbox.box"
+	}
+	return "." + format
+}
+
+// bootsAlone says whether qemu can boot what a format is written as.
+func bootsAlone(format string) bool { return format == formatRaw || format == formatQcow2 }
+
+// convert writes the finished disk in another format.
+func (b *Builder) convert(ctx context.Context, raw *os.File, format string) (*atomicfile.File, error) {
+	f, err := atomicfile.Create(filepath.Join(b.config.Output, b.name+extension(format)), 0o644)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := raw.Stat()
+	if err != nil {
+		f.Abort()
+		return nil, err
+	}
+	bar := b.report.Bar("writing "+format, fi.Size())
+	defer bar.Done()
+	if err := b.write(ctx, f.File, raw, fi.Size(), format, bar.Add); err != nil {
+		f.Abort()
+		return nil, fmt.Errorf("writing %s: %w", format, err)
+	}
+	return f, nil
+}
+
+// write writes size bytes of the disk in raw to out, an empty file, as format.
+func (b *Builder) write(ctx context.Context, out, raw *os.File, size int64, format string, progress func(int64)) error {
+	switch format {
+	case formatZstd:
+		return packed.Zstd(ctx, out, raw, size, progress)
+	case formatQcow2:
+		return qcow2.Write(ctx, out, raw, progress)
+	case formatGCE:
+		return writeGCE(ctx, out, raw, size, progress)
+	case formatVHD:
+		return b.writeVHD(ctx, out, raw, size, progress)
+	case formatVMDK:
+		if err := doctor.Check(doctor.VMDK); err != nil {
+			return err
+		}
+		return toVMDK(ctx, raw.Name(), "raw", out.Name(), b.name+extension(format))
+	}
+	return b.writeBox(ctx, out, raw, format, progress)
+}
+
+// writeGCE writes what Compute Engine imports
+// (https://cloud.google.com/compute/docs/import/import-existing-image): a tar in GNU's old
+// format with one file, disk.raw, of whole GiB.
+func writeGCE(ctx context.Context, out, raw *os.File, size int64, progress func(int64)) error {
+	const gib = 1 << 30
+	whole := (size + gib - 1) / gib * gib
+	var head bytes.Buffer
+	h := tar.Header{Name: "disk.raw", Mode: 0o644, Size: whole, ModTime: time.Unix(unixTime, 0), Format: tar.FormatGNU}
+	if err := tar.NewWriter(&head).WriteHeader(&h); err != nil {
+		return err
+	}
+	const endOfTar = 1024 // of zeros; a GiB is whole blocks of 512 bytes
+	return packed.Gzip(ctx, out, head.Bytes(), raw, whole, make([]byte, endOfTar), progress)
+}
+
+func (b *Builder) writeVHD(ctx context.Context, out, raw *os.File, size int64, progress func(int64)) error {
+	extents, err := sparse.Extents(raw)
+	if err != nil {
+		return err
+	}
+	if _, err := sparse.Copy(ctx, out, raw, size, extents, progress); err != nil {
+		return err
+	}
+	whole := (size + vhd.Align - 1) / vhd.Align * vhd.Align
+	_, err = out.WriteAt(vhd.Footer(whole, b.name), whole)
+	return err
+}
+
+// toVMDK has qemu-img write the disk in a file of a format as a stream-optimized VMDK,
+// which will be called name.
+func toVMDK(ctx context.Context, from, format, to, name string) error {
+	if err := run.Run(ctx, run.Cmd{Argv: []string{"qemu-img", "convert", "-q", "-f", format, "-O", "vmdk", "-o", "subformat=streamOptimized,adapter_type=lsilogic", from, to}}); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(to, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return fixDescriptor(f, name)
+}
+
+var (
+	contentID  = regexp.MustCompile(`(?m)^CID=[0-9a-f]+$`)
+	extentName = regexp.MustCompile(`(?m)^(RW [0-9]+ SPARSE) ".*"$`)
+)
+
+// fixDescriptor makes a VMDK's content ID, which is random, the same in every bake, and has
+// it call itself by name. Both stand in the text of the descriptor, whose place the header
+// names (VMware, "Virtual Disk Format 5.0", Hosted Sparse Extent Header).
+func fixDescriptor(f *os.File, name string) error {
+	const sector = 512
+	head := make([]byte, sector)
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return err
+	}
+	at, size := binary.LittleEndian.Uint64(head[28:])*sector, binary.LittleEndian.Uint64(head[36:])*sector
+	if string(head[:4]) != "KDMV" || at == 0 || size == 0 || size > 1<<20 {
+		return fmt.Errorf("%s: qemu-img wrote no VMDK with a descriptor", f.Name())
+	}
+	area := make([]byte, size)
+	if _, err := f.ReadAt(area, int64(at)); err != nil {
+		return err
+	}
+	text, _, _ := bytes.Cut(area, []byte{0})
+	if !contentID.Match(text) || !extentName.Match(text) {
+		return fmt.Errorf("%s: qemu-img's descriptor has no content ID or no extent: %q", f.Name(), text)
+	}
+	text = contentID.ReplaceAll(text, []byte("CID=6b696d67"))
+	text = extentName.ReplaceAll(text, []byte(`$1 "`+name+`"`))
+	fixed := make([]byte, size) // the text's length has changed
+	if copy(fixed, text) == len(fixed) {
+		return fmt.Errorf("%s: the descriptor is full", f.Name())
+	}
+	_, err := f.WriteAt(fixed, int64(at))
+	return err
+}
