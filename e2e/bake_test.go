@@ -15,15 +15,6 @@ import (
 	"github.com/kimage-project/kimage/pkg/sparse"
 )
 
-func judge(t *testing.T, argv ...string) string {
-	t.Helper()
-	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
-	if err != nil {
-		t.Errorf("%s: %v\n%s", strings.Join(argv, " "), err, out)
-	}
-	return string(out)
-}
-
 // TestForeignJudges: other people's programs accept the baked disk, its file
 // systems and its payload.
 func TestForeignJudges(t *testing.T) {
@@ -44,42 +35,42 @@ func TestForeignJudges(t *testing.T) {
 	if err := json.Unmarshal(out, &in); err != nil {
 		t.Fatal(err)
 	}
-	if out := judge(t, "sgdisk", "-v", image); !strings.Contains(out, "No problems found") {
+	if out := need.Judge(t, "sgdisk", "-v", image); !strings.Contains(out, "No problems found") {
 		t.Error(out)
 	}
 	volumes := map[string]string{}
 	for _, p := range in.Partitions {
 		if p.Filesystem == "ext4" {
 			volumes[p.Name] = fmt.Sprintf("%s?offset=%d", image, p.OffsetBytes)
-			judge(t, "e2fsck", "-fn", volumes[p.Name])
+			need.Judge(t, "e2fsck", "-fn", volumes[p.Name])
 		}
 	}
 	dir := t.TempDir()
 	payload := filepath.Join(dir, "kimage.raw")
-	judge(t, "debugfs", "-R", fmt.Sprintf("dump /extensions/%s.raw %s", in.Manifest.Payload.SHA256, payload), volumes["KIMAGE"])
-	hash := strings.TrimSpace(judge(t, "sh", "-c", "debugfs -R 'cat /etc/kimage/roothash' '"+volumes["root"]+"' 2>/dev/null"))
+	need.Judge(t, "debugfs", "-R", fmt.Sprintf("dump /extensions/%s.raw %s", in.Manifest.Payload.SHA256, payload), volumes["KIMAGE"])
+	hash := strings.TrimSpace(need.Judge(t, "sh", "-c", "debugfs -R 'cat /etc/kimage/roothash' '"+volumes["root"]+"' 2>/dev/null"))
 	if hash != in.Manifest.Payload.RootHash || len(hash) != 64 {
 		t.Errorf("root hash on the root file system %q, in the manifest %q", hash, in.Manifest.Payload.RootHash)
 	}
-	if sum := judge(t, "sha256sum", payload); !strings.HasPrefix(sum, in.Manifest.Payload.SHA256) {
+	if sum := need.Judge(t, "sha256sum", payload); !strings.HasPrefix(sum, in.Manifest.Payload.SHA256) {
 		t.Errorf("payload: %s", sum)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "kimage.roothash"), []byte(hash), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	dissect := judge(t, "systemd-dissect", "--no-pager", payload)
+	dissect := need.Judge(t, "systemd-dissect", "--no-pager", payload)
 	if !strings.Contains(dissect, "✓ extension for system") || !strings.Contains(dissect, "VERSION_ID="+strings.TrimPrefix(system, "debian-")) {
 		t.Errorf("systemd-dissect:\n%s", dissect)
 	}
 	// The partitions as files of their own, for programs without offsets.
 	root, verity := filepath.Join(dir, "root"), filepath.Join(dir, "verity")
 	for n, file := range map[string]string{"1": root, "2": verity} {
-		info := judge(t, "sgdisk", "-i", n, payload)
+		info := need.Judge(t, "sgdisk", "-i", n, payload)
 		first, last := field(info, "First sector:"), field(info, "Last sector:")
-		judge(t, "sh", "-c", fmt.Sprintf("dd if=%s of=%s bs=512 skip=%s count=$((%s - %s + 1)) status=none", payload, file, first, last, first))
+		need.Judge(t, "sh", "-c", fmt.Sprintf("dd if=%s of=%s bs=512 skip=%s count=$((%s - %s + 1)) status=none", payload, file, first, last, first))
 	}
-	judge(t, "veritysetup", "verify", root, verity, hash)
-	list := judge(t, "unsquashfs", "-lln", root)
+	need.Judge(t, "veritysetup", "verify", root, verity, hash)
+	list := need.Judge(t, "unsquashfs", "-lln", root)
 	for _, want := range []string{"usr/bin/kubelet", "usr/bin/kubeadm", "usr/bin/kubectl", "usr/bin/containerd\n", "usr/bin/containerd-shim-runc-v2", "usr/bin/ctr", "usr/bin/runc", "usr/bin/crictl",
 		"usr/bin/etcd\n", "usr/bin/etcdctl", "usr/bin/kimage-agent", "usr/libexec/kimage/cni/bridge", "usr/libexec/kimage/cni/flannel"} {
 		if !strings.Contains(list, want) {
@@ -101,7 +92,7 @@ func TestBase(t *testing.T) {
 			OffsetBytes int64
 		}
 	}
-	out := judge(t, "../bin/kimage", "inspect", image, "--json")
+	out := need.Judge(t, "../bin/kimage", "inspect", image, "--json")
 	if err := json.Unmarshal([]byte(out), &in); err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +103,7 @@ func TestBase(t *testing.T) {
 		}
 	}
 	debugfs := func(command string) string {
-		return judge(t, "sh", "-c", "debugfs -R '"+command+"' '"+volume+"' 2>/dev/null")
+		return need.Judge(t, "sh", "-c", "debugfs -R '"+command+"' '"+volume+"' 2>/dev/null")
 	}
 	shadow := debugfs("cat /etc/shadow")
 	if !strings.Contains("\n"+shadow, "\nroot:") {
@@ -154,8 +145,8 @@ func TestOrdinaryUser(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	judge(t, "sh", "-ec", `mkdir "$1/cache" "$1/root"; cp -R --sparse=always "$0/entries" "$1/cache/"; cp ../bin/kimage "$1/"; chown -R 65534:65534 "$1/cache"; mkdir -m 777 "$1/out"`, cacheDir, dir)
-	judge(t, "unshare", "--mount", "--propagation", "private", "sh", "-ec", `
+	need.Judge(t, "sh", "-ec", `mkdir "$1/cache" "$1/root"; cp -R --sparse=always "$0/entries" "$1/cache/"; cp ../bin/kimage "$1/"; chown -R 65534:65534 "$1/cache"; mkdir -m 777 "$1/out"`, cacheDir, dir)
+	need.Judge(t, "unshare", "--mount", "--propagation", "private", "sh", "-ec", `
 mount --rbind / "$1/root"
 mount -t tmpfs none "$1/root/dev"
 for d in null zero random urandom; do touch "$1/root/dev/$d"; mount --bind "/dev/$d" "$1/root/dev/$d"; done

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kimage-project/kimage/pkg/need"
 	"github.com/kimage-project/kimage/pkg/qemu"
 	"github.com/kimage-project/kimage/pkg/seed"
 )
@@ -118,7 +119,7 @@ func kubernetesVersion(t *testing.T) string {
 	var in struct {
 		Manifest struct{ Kubernetes string }
 	}
-	if err := json.Unmarshal([]byte(judge(t, "../bin/kimage", "inspect", image, "--json")), &in); err != nil {
+	if err := json.Unmarshal([]byte(need.Judge(t, "../bin/kimage", "inspect", image, "--json")), &in); err != nil {
 		t.Fatal(err)
 	}
 	return in.Manifest.Kubernetes

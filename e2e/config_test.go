@@ -17,6 +17,7 @@ import (
 
 	"github.com/kimage-project/kimage/pkg/debs"
 	"github.com/kimage-project/kimage/pkg/gobuild"
+	"github.com/kimage-project/kimage/pkg/need"
 	"github.com/kimage-project/kimage/pkg/qemu"
 )
 
@@ -134,7 +135,7 @@ func cloudInitRoot(t *testing.T, suite string) string {
 		t.Fatal(err)
 	}
 	return tool(t, func(dir string) {
-		judge(t, "mmdebstrap", "--quiet", "--variant=minbase", "--include=cloud-init", suite, filepath.Join(dir, "root"), fmt.Sprintf("deb %s %s main", mirror, suite))
+		need.Judge(t, "mmdebstrap", "--quiet", "--variant=minbase", "--include=cloud-init", suite, filepath.Join(dir, "root"), fmt.Sprintf("deb %s %s main", mirror, suite))
 	}, "cloud-init", suite) + "/root"
 }
 
@@ -178,7 +179,7 @@ func TestCloudInitSchema(t *testing.T) {
 	}
 	for _, suite := range []string{"bookworm", "trixie"} {
 		root := cloudInitRoot(t, suite)
-		judge(t, "rm", "-rf", root+"/judged")
+		need.Judge(t, "rm", "-rf", root+"/judged")
 		var todo strings.Builder
 		judged := 0
 		add := func(kind, name string, data []byte) {
@@ -264,7 +265,7 @@ func dracutPackages(t *testing.T) string {
 			t.Fatal(err)
 		}
 		for _, deb := range found {
-			judge(t, "dpkg-deb", "-x", deb, filepath.Join(dir, "root"))
+			need.Judge(t, "dpkg-deb", "-x", deb, filepath.Join(dir, "root"))
 		}
 	}, append([]string{"dracut"}, packages...)...) + "/root"
 }
@@ -283,7 +284,7 @@ func imageRoot(t *testing.T) string {
 		}
 	}
 	// What debugfs cannot make (devices) it says; the root has none.
-	judge(t, "debugfs", "-R", "rdump / "+dir, volume(t, "root"))
+	need.Judge(t, "debugfs", "-R", "rdump / "+dir, volume(t, "root"))
 	return dir
 }
 
@@ -329,7 +330,7 @@ func TestIgnitionApplies(t *testing.T) {
 		for _, osName := range []string{"flatcar-stable", "flatcar-lts", "fedora-coreos-stable"} {
 			dir := configs(t, osName, "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPVLc8BFNHkLTYlm1xFCIfgnxKPmJuvT0o3vPZzgYw3K x", "")
 			for _, machine := range []string{"nodes/k8s-01", "nodes/k8s-02", "pools/crowd"} {
-				judge(t, "rm", "-rf", root+"/etc/kimage", root+"/etc/hostname", root+"/home/core", "/run/ignition-judge")
+				need.Judge(t, "rm", "-rf", root+"/etc/kimage", root+"/etc/hostname", root+"/home/core", "/run/ignition-judge")
 				exec.Command("chroot", root, "userdel", "core").Run() // of the last round, if any
 				cached := filepath.Join(t.TempDir(), "cache.json")
 				for _, stage := range []string{"fetch", "files"} {
@@ -396,14 +397,14 @@ func TestIgnitionBoots(t *testing.T) {
 	key := newKey(t)
 	dir := configs(t, "flatcar-stable", key.Public, "    butane: debian.bu\n")
 	root := imageRoot(t)
-	judge(t, "cp", "-a", dracutPackages(t)+"/.", root)
+	need.Judge(t, "cp", "-a", dracutPackages(t)+"/.", root)
 	const script = `set -e
 mount -t proc proc "$1/proc" && mount -t sysfs sys "$1/sys" && mount --rbind /dev "$1/dev" && mount -t tmpfs none "$1/run"
 kver=$(ls "$1/usr/lib/modules")
 chroot "$1" dracut --force --no-hostonly --add ignition --add-drivers "qemu_fw_cfg virtio_blk virtio_pci ext4" --kver "$kver" /initrd.ignition
 cp "$1/boot/vmlinuz-$kver" "$1/vmlinuz.ignition"`
-	judge(t, "unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", root)
-	uuid := strings.TrimSpace(judge(t, "sh", "-c", "dumpe2fs -h '"+volume(t, "root")+"' 2>/dev/null | sed -n 's/^Filesystem UUID: *//p'"))
+	need.Judge(t, "unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", root)
+	uuid := strings.TrimSpace(need.Judge(t, "sh", "-c", "dumpe2fs -h '"+volume(t, "root")+"' 2>/dev/null | sed -n 's/^Filesystem UUID: *//p'"))
 	n := bootWith(t, qemu.Config{Dir: filepath.Join(t.TempDir(), "node"), MemoryMiB: 2048, Kernel: root + "/vmlinuz.ignition", Initrd: root + "/initrd.ignition",
 		Append: "root=UUID=" + uuid + " ro console=ttyS0 cloud-init=disabled ignition.firstboot ignition.platform.id=qemu rd.neednet=0",
 		FwCfg:  map[string]string{"opt/com.coreos/config": filepath.Join(dir, "nodes/k8s-01/config.ign")}}, "core", key)
@@ -441,14 +442,14 @@ func TestKubeadmKeepsPKI(t *testing.T) {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	judge(t, program(t, "kubeadm"), "init", "phase", "certs", "all", "--config", config)
+	need.Judge(t, program(t, "kubeadm"), "init", "phase", "certs", "all", "--config", config)
 	for name, data := range before {
 		if now, err := os.ReadFile(filepath.Join(pki, name)); err != nil || !bytes.Equal(now, data) {
 			t.Errorf("kubeadm changed %s: %v", name, err)
 		}
 	}
 	for leaf, ca := range map[string]string{"apiserver.crt": "ca.crt", "apiserver-kubelet-client.crt": "ca.crt", "front-proxy-client.crt": "front-proxy-ca.crt"} {
-		judge(t, "openssl", "verify", "-CAfile", filepath.Join(pki, ca), filepath.Join(pki, leaf))
+		need.Judge(t, "openssl", "verify", "-CAfile", filepath.Join(pki, ca), filepath.Join(pki, leaf))
 	}
 	// With external etcd kubeadm must make nothing of etcd's.
 	if left, err := os.ReadDir(pki + "/etcd"); err != nil || len(left) != 1 {
@@ -460,14 +461,14 @@ func TestKubeadmKeepsPKI(t *testing.T) {
 func program(t *testing.T, name string) string {
 	t.Helper()
 	dir := t.TempDir()
-	list := judge(t, "sh", "-c", "debugfs -R 'ls -p /extensions' '"+volume(t, "KIMAGE")+"' 2>/dev/null")
+	list := need.Judge(t, "sh", "-c", "debugfs -R 'ls -p /extensions' '"+volume(t, "KIMAGE")+"' 2>/dev/null")
 	var raw string
 	for line := range strings.Lines(list) {
 		if f := strings.Split(line, "/"); len(f) > 5 && len(f[5]) == 68 && strings.HasSuffix(f[5], ".raw") {
 			raw = f[5]
 		}
 	}
-	judge(t, "debugfs", "-R", "dump /extensions/"+raw+" "+dir+"/payload.raw", volume(t, "KIMAGE"))
-	judge(t, "unsquashfs", "-q", "-n", "-o", "1048576", "-d", dir+"/tree", dir+"/payload.raw", "usr/bin/"+name)
+	need.Judge(t, "debugfs", "-R", "dump /extensions/"+raw+" "+dir+"/payload.raw", volume(t, "KIMAGE"))
+	need.Judge(t, "unsquashfs", "-q", "-n", "-o", "1048576", "-d", dir+"/tree", dir+"/payload.raw", "usr/bin/"+name)
 	return filepath.Join(dir, "tree/usr/bin", name)
 }

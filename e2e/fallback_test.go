@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kimage-project/kimage/pkg/need"
 	"github.com/kimage-project/kimage/pkg/qemu"
 )
 
@@ -47,7 +48,7 @@ func TestUnknownStore(t *testing.T) {
 		}
 	}
 	kimage := filepath.Join(dir, "kimage")
-	judge(t, "go", "build", "-C", "..", "-overlay", filepath.Join(dir, "overlay.json"), "-o", kimage, "./cmd/kimage")
+	need.Judge(t, "go", "build", "-C", "..", "-overlay", filepath.Join(dir, "overlay.json"), "-o", kimage, "./cmd/kimage")
 	words, err := exec.Command(kimage, "build", "--os", system, "-o", dir, "--name", "unknown").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, words)

@@ -9,7 +9,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,16 +16,6 @@ import (
 	"github.com/kimage-project/kimage/pkg/cache"
 	"github.com/kimage-project/kimage/pkg/need"
 )
-
-// judge has a foreign program judge.
-func judge(t *testing.T, argv ...string) string {
-	t.Helper()
-	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
-	if err != nil {
-		t.Errorf("%s: %v\n%s", strings.Join(argv, " "), err, out)
-	}
-	return string(out)
-}
 
 // formatted is a small disk with holes, and what it is written as, twice.
 func formatted(t *testing.T, formats ...string) (raw string, files map[string]string) {
@@ -124,8 +113,8 @@ func TestBoxes(t *testing.T) {
 	if meta["provider"] != "libvirt" || meta["format"] != "qcow2" || meta["virtual_size"] != 1.0 || meta["architecture"] != "amd64" {
 		t.Errorf("metadata.json: %v", meta)
 	}
-	judge(t, "qemu-img", "check", filepath.Join(dir, "box.img"))
-	judge(t, "qemu-img", "compare", raw, filepath.Join(dir, "box.img"))
+	need.Judge(t, "qemu-img", "check", filepath.Join(dir, "box.img"))
+	need.Judge(t, "qemu-img", "compare", raw, filepath.Join(dir, "box.img"))
 
 	dir, meta = unpackBox(t, files[boxVirtualBox])
 	if meta["provider"] != "virtualbox" {
@@ -156,12 +145,12 @@ func TestBoxes(t *testing.T) {
 	if fi, err := os.Stat(vmdk); err != nil || fi.Size() != ovf.References.File.Size || ovf.DiskSection.Disk.Capacity != 20<<30 || !strings.HasSuffix(ovf.DiskSection.Disk.Format, "#streamOptimized") {
 		t.Errorf("%+v of %s: %v", ovf, vmdk, err)
 	}
-	info := judge(t, "qemu-img", "info", "--output", "json", vmdk)
+	info := need.Judge(t, "qemu-img", "info", "--output", "json", vmdk)
 	if !strings.Contains(info, `"create-type": "streamOptimized"`) || !strings.Contains(info, `"virtual-size": 21474836480`) {
 		t.Errorf("qemu-img says of the disk: %s", info)
 	}
 	// What is behind the end of the shorter one is zero.
-	judge(t, "qemu-img", "compare", raw, vmdk)
+	need.Judge(t, "qemu-img", "compare", raw, vmdk)
 }
 
 // TestFormats: what other tools read is the disk that the raw image is, by their own
@@ -170,28 +159,28 @@ func TestFormats(t *testing.T) {
 	need.Program(t, "zstd", "zstd")
 	raw, files := formatted(t, formatZstd, formatQcow2, formatGCE, formatVHD, formatVMDK)
 	dir := t.TempDir()
-	judge(t, "zstd", "-dq", files[formatZstd], "-o", filepath.Join(dir, "raw"))
-	judge(t, "cmp", raw, filepath.Join(dir, "raw"))
-	judge(t, "qemu-img", "check", files[formatQcow2])
-	judge(t, "qemu-img", "compare", "-f", "raw", "-F", "qcow2", raw, files[formatQcow2])
-	judge(t, "qemu-img", "compare", "-f", "raw", "-F", "vpc", raw, files[formatVHD])
-	judge(t, "qemu-img", "compare", "-f", "raw", "-F", "vmdk", raw, files[formatVMDK])
+	need.Judge(t, "zstd", "-dq", files[formatZstd], "-o", filepath.Join(dir, "raw"))
+	need.Judge(t, "cmp", raw, filepath.Join(dir, "raw"))
+	need.Judge(t, "qemu-img", "check", files[formatQcow2])
+	need.Judge(t, "qemu-img", "compare", "-f", "raw", "-F", "qcow2", raw, files[formatQcow2])
+	need.Judge(t, "qemu-img", "compare", "-f", "raw", "-F", "vpc", raw, files[formatVHD])
+	need.Judge(t, "qemu-img", "compare", "-f", "raw", "-F", "vmdk", raw, files[formatVMDK])
 	fi, err := os.Stat(raw)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if list := judge(t, "tar", "-tvzf", files[formatGCE]); !strings.HasSuffix(strings.TrimSpace(list), " disk.raw") || strings.Count(list, "\n") != 1 {
+	if list := need.Judge(t, "tar", "-tvzf", files[formatGCE]); !strings.HasSuffix(strings.TrimSpace(list), " disk.raw") || strings.Count(list, "\n") != 1 {
 		t.Errorf("tar lists %s", list)
 	}
-	if kind := judge(t, "sh", "-c", `gzip -dc "$0" 2>/dev/null | head -c 265 | tail -c 8`, files[formatGCE]); kind != "ustar  \x00" {
+	if kind := need.Judge(t, "sh", "-c", `gzip -dc "$0" 2>/dev/null | head -c 265 | tail -c 8`, files[formatGCE]); kind != "ustar  \x00" {
 		t.Errorf("the archive's magic is %q, not that of GNU's old format", kind)
 	}
-	judge(t, "tar", "-xzSf", files[formatGCE], "-C", dir)
+	need.Judge(t, "tar", "-xzSf", files[formatGCE], "-C", dir)
 	disk := filepath.Join(dir, "disk.raw")
 	if got, err := os.Stat(disk); err != nil || got.Size()%(1<<30) != 0 || got.Size() < fi.Size() || got.Size() >= fi.Size()+1<<30 {
 		t.Errorf("disk.raw of %d bytes for a disk of %d: %v", got.Size(), fi.Size(), err)
 	}
-	judge(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", raw, disk)
+	need.Judge(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", raw, disk)
 	if out, err := os.Stat(files[formatVHD]); err != nil || (out.Size()-512)%(1<<20) != 0 {
 		t.Errorf("the VHD has %d bytes, which are no whole MiB and a footer: %v", out.Size(), err)
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/kimage-project/kimage/pkg/ext4"
+	"github.com/kimage-project/kimage/pkg/need"
 )
 
 // refused runs a command line that must fail: status 2, one line that has every
@@ -84,7 +85,7 @@ func TestBadWords(t *testing.T) {
 func damagedBase(t *testing.T, f fixture, damage string) string {
 	t.Helper()
 	base := filepath.Join(t.TempDir(), "base.raw")
-	judge(t, "cp", "--sparse=always", f.base, base)
+	need.Judge(t, "cp", "--sparse=always", f.base, base)
 	v := ext4.Volume{File: base, OffsetBytes: 8192 * 512}
 	device := fmt.Sprintf("%s?offset=%d", v.File, v.OffsetBytes)
 	debugfs := func(script string) {
@@ -96,8 +97,8 @@ func damagedBase(t *testing.T, f fixture, damage string) string {
 	}
 	switch damage {
 	case "no table":
-		judge(t, "dd", "if=/dev/zero", "of="+base, "bs=1M", "count=1", "conv=notrunc")
-		judge(t, "dd", "if=/dev/zero", "of="+base, "bs=1M", "count=1", "seek=95", "conv=notrunc")
+		need.Judge(t, "dd", "if=/dev/zero", "of="+base, "bs=1M", "count=1", "conv=notrunc")
+		need.Judge(t, "dd", "if=/dev/zero", "of="+base, "bs=1M", "count=1", "seek=95", "conv=notrunc")
 	case "truncated":
 		if err := os.Truncate(base, 20<<20); err != nil {
 			t.Fatal(err)
@@ -122,7 +123,7 @@ func damagedBase(t *testing.T, f fixture, damage string) string {
 		debugfs("jo\njw -b 3000 /etc/hostname\njc\n")
 	case "tables":
 		// The inodes of the first group, where the root directory is.
-		judge(t, "dd", "if=/dev/urandom", "of="+base, "bs=4096", "seek=1040", "count=200", "conv=notrunc")
+		need.Judge(t, "dd", "if=/dev/urandom", "of="+base, "bs=4096", "seek=1040", "count=200", "conv=notrunc")
 	}
 	return base
 }
@@ -147,12 +148,12 @@ func TestBadBase(t *testing.T) {
 	t.Run("packed and cut off", func(t *testing.T) {
 		dir, out := t.TempDir(), t.TempDir()
 		packed := filepath.Join(dir, "base.raw.xz")
-		judge(t, "sh", "-ec", "xz -0 <"+f.base+" >"+packed+"; truncate -s -100 "+packed)
+		need.Judge(t, "sh", "-ec", "xz -0 <"+f.base+" >"+packed+"; truncate -s -100 "+packed)
 		refused(t, command(f.args(t.TempDir(), out, "--base", packed)...), out, "complete?")
 	})
 	t.Run("not shut down", func(t *testing.T) {
 		b := build(t, f.args(t.TempDir(), t.TempDir(), "--base", damagedBase(t, f, "journal"))...)
-		judge(t, "e2fsck", "-fn", b.Artifacts[0].Path+"?offset=4194304")
+		need.Judge(t, "e2fsck", "-fn", b.Artifacts[0].Path+"?offset=4194304")
 	})
 }
 

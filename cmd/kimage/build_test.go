@@ -13,16 +13,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
-)
 
-func judge(t *testing.T, argv ...string) string {
-	t.Helper()
-	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
-	if err != nil {
-		t.Errorf("%s: %v\n%s", strings.Join(argv, " "), err, out)
-	}
-	return string(out)
-}
+	"github.com/kimage-project/kimage/pkg/need"
+)
 
 func TestBuildAndInspect(t *testing.T) {
 	f, out := fixtures(t), t.TempDir()
@@ -41,14 +34,14 @@ func TestBuildAndInspect(t *testing.T) {
 			t.Errorf("%s is not what --json says (%v)", a.Path, err)
 		}
 	}
-	if out := judge(t, "sgdisk", "-v", files["raw"]); !strings.Contains(out, "No problems found") {
+	if out := need.Judge(t, "sgdisk", "-v", files["raw"]); !strings.Contains(out, "No problems found") {
 		t.Error(out)
 	}
-	if sum := judge(t, "sha256sum", files["qcow2"]); !strings.HasPrefix(sum, b.Artifacts[1].SHA256) && !strings.HasPrefix(sum, b.Artifacts[0].SHA256) {
+	if sum := need.Judge(t, "sha256sum", files["qcow2"]); !strings.HasPrefix(sum, b.Artifacts[1].SHA256) && !strings.HasPrefix(sum, b.Artifacts[0].SHA256) {
 		t.Errorf("sha256sum says %s", sum)
 	}
-	judge(t, "qemu-img", "check", files["qcow2"])
-	judge(t, "qemu-img", "compare", files["raw"], files["qcow2"])
+	need.Judge(t, "qemu-img", "check", files["qcow2"])
+	need.Judge(t, "qemu-img", "compare", files["raw"], files["qcow2"])
 	var seen [2]string
 	for i, format := range []string{"raw", "qcow2"} {
 		text, errOut, status := kimage(t, "inspect", files[format], "--json")
@@ -75,7 +68,7 @@ func TestBuildAndInspect(t *testing.T) {
 		}
 		for _, p := range in.Partitions {
 			if format == "raw" && p.Filesystem == "ext4" {
-				judge(t, "e2fsck", "-fn", fmt.Sprintf("%s?offset=%d", files["raw"], p.OffsetBytes))
+				need.Judge(t, "e2fsck", "-fn", fmt.Sprintf("%s?offset=%d", files["raw"], p.OffsetBytes))
 			}
 		}
 		last := in.Partitions[len(in.Partitions)-1]
@@ -150,7 +143,7 @@ func TestContainersOfABase(t *testing.T) {
 			name = filepath.Join(dir, name)
 		}
 		b := build(t, f.args(cache, t.TempDir(), "--base", name, "--images", "none", "--name", "x")...)
-		judge(t, "e2fsck", "-fn", b.Artifacts[0].Path+"?offset=4194304")
+		need.Judge(t, "e2fsck", "-fn", b.Artifacts[0].Path+"?offset=4194304")
 	}
 	// The images name the base's file, so they differ; what was unpacked must not.
 	unpacked, err := filepath.Glob(filepath.Join(cache, "entries/base/*/disk.raw"))
