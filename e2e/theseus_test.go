@@ -156,9 +156,7 @@ func TestTheseusMachines(t *testing.T) {
 // answers all the time.
 func TestUpgradeMachines(t *testing.T) {
 	enough(t, 3, "make e2e-all")
-	if os.Getenv("KIMAGE_E2E_ALL") == "" {
-		t.Skip("two bakes and four hours of an emulated machine's time: asked for by make e2e-all")
-	}
+	allAsked(t)
 	u := newUp(t)
 	const patience = "60m"
 	versions := strings.Fields(u.run("list", "kubernetes"))
