@@ -169,7 +169,7 @@ func TestOperator(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, err := f.client(operator).Cluster(t.Context(), master)
-	if err != nil || c.Master != "m1" || c.OK || len(c.Machines) != 2 || c.Machines[1].Report == nil || c.Machines[1].Report.Phase != "waiting" {
+	if err != nil || c.Master != "m1" || c.OK || len(c.Machines) != 3 || c.Machines[2].Report == nil || c.Machines[2].Report.Phase != "waiting" {
 		t.Fatalf("the operator gets %+v, %v", c, err)
 	}
 	for name, as := range map[string]Identity{

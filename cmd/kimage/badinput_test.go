@@ -56,7 +56,7 @@ func TestBadWords(t *testing.T) {
 		{[]string{"--os", "plan9"}, []string{"known are", "debian-13"}},
 		{[]string{"--os", ""}, []string{"--os", "kimage list os"}},
 		{[]string{"--kubernetes", "v1.37.99"}, []string{"v1.37.99", "v1.37.2"}},
-		{[]string{"--format", "vmdk"}, []string{`"vmdk"`, "qcow2", "raw"}},
+		{[]string{"--format", "parallels"}, []string{`"parallels"`, "qcow2", "raw"}},
 		{[]string{"--format", "qcow"}, []string{"did you mean qcow2"}},
 		{[]string{"--network", "flanel"}, []string{"did you mean flannel"}},
 		{[]string{"--runtime", "containrd"}, []string{"did you mean containerd"}},
