@@ -24,7 +24,11 @@ and removes those machines alone, as if they were lost: kimage up boots them fre
 what the cluster file has in their place by then.`,
 		Example: "  kimage down\n  kimage down k8s-02",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			l, err := localOf(file)
+			open := localOf
+			if len(args) > 0 { // machines that are named have to be there
+				open = openLocal
+			}
+			l, err := open(file)
 			if err != nil {
 				return err
 			}

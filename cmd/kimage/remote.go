@@ -63,8 +63,21 @@ func openOperator(cmd *cobra.Command, file, identity string) (*state.Store, *clu
 // askBudget is for one master's answer, of which an emulated one takes some seconds.
 const askBudget = 10 * time.Second
 
-// lines are all machines, by what any master heard last.
-func (r *remoteCluster) lines(ctx context.Context) ([]machineLine, error) {
+// hearsay is what the masters heard of all machines.
+type hearsay struct {
+	newest   map[[2]string]heardMachine // by pool and name
+	silent   map[string]error           // masters that did not answer
+	answered bool                       // one did
+	since    time.Time                  // when the first of them began to listen
+}
+
+type heardMachine struct {
+	report.Machine
+	by string // the master
+}
+
+// ask asks all masters.
+func (r *remoteCluster) ask(ctx context.Context) hearsay {
 	ctx, cancel := context.WithTimeout(ctx, askBudget)
 	defer cancel()
 	answers, errs := make([]report.Cluster, len(r.masters)), make([]error, len(r.masters))
@@ -73,56 +86,57 @@ func (r *remoteCluster) lines(ctx context.Context) ([]machineLine, error) {
 		wg.Go(func() { answers[i], errs[i] = r.client.Cluster(ctx, m) })
 	}
 	wg.Wait()
-	answered := slices.Contains(errs, nil)
-	silent := map[string]error{}
-	type heard struct {
-		report.Machine
-		by string
-	}
-	newest := map[[2]string]heard{}
-	var since time.Time
+	h := hearsay{newest: map[[2]string]heardMachine{}, silent: map[string]error{}, answered: slices.Contains(errs, nil)}
 	for i, c := range answers {
 		if errs[i] != nil {
-			silent[r.masters[i].Name] = errs[i]
+			h.silent[r.masters[i].Name] = errs[i]
 			continue
 		}
-		if since.IsZero() || c.Since.Before(since) {
-			since = c.Since
+		if h.since.IsZero() || c.Since.Before(h.since) {
+			h.since = c.Since
 		}
 		for _, m := range c.Machines {
 			key := [2]string{m.Pool, m.Name}
 			// Masters' clocks differ: who hears it now is right, whatever the time.
-			if last, ok := newest[key]; m.Heard != nil && (!ok || last.Silent && !m.Silent || last.Silent == m.Silent && m.Heard.After(*last.Heard)) {
-				newest[key] = heard{m, c.Master}
+			if last, ok := h.newest[key]; m.Heard != nil && (!ok || last.Silent && !m.Silent || last.Silent == m.Silent && m.Heard.After(*last.Heard)) {
+				h.newest[key] = heardMachine{m, c.Master}
 			}
 		}
 	}
+	return h
+}
+
+// line is one machine.
+func (h hearsay) line(pool, name string, roles []string) machineLine {
 	const shown = time.DateTime + " MST"
-	line := func(name string, roles []string, h heard) machineLine {
-		m := machineLine{Name: name, Roles: roles}
-		switch why := silent[name]; {
-		case h.Report != nil && !h.Silent:
-			m.heardAs(h.Report, h.by)
-		case why != nil:
-			m.Why = fmt.Sprintf("it was asked: %v", why)
-		case !answered:
-			m.Why = "no master answers"
-		case h.Report != nil:
-			m.Why, m.From = fmt.Sprintf("not heard of since %s, then it was %s: is it on, and on the network?", h.Heard.UTC().Format(shown), h.Report.Phase), h.by
-		default:
-			m.Why = fmt.Sprintf("never heard of since %s: is it on, and does it reach TCP %d of the masters?", since.UTC().Format(shown), cluster.ReportPort)
-		}
-		return m
+	m, said := machineLine{Name: name, Roles: roles}, h.newest[[2]string{pool, name}]
+	switch why := h.silent[name]; {
+	case said.Report != nil && !said.Silent:
+		m.heardAs(said.Report, said.by)
+	case why != nil:
+		m.Why = fmt.Sprintf("it was asked: %v", why)
+	case !h.answered:
+		m.Why = "no master answers"
+	case said.Report != nil:
+		m.Why, m.From = fmt.Sprintf("not heard of since %s, then it was %s: is it on, and on the network?", said.Heard.UTC().Format(shown), said.Report.Phase), said.by
+	default:
+		m.Why = fmt.Sprintf("never heard of since %s: is it on, and does it reach TCP %d of the masters?", h.since.UTC().Format(shown), cluster.ReportPort)
 	}
+	return m
+}
+
+// lines are all machines, by what any master heard last.
+func (r *remoteCluster) lines(ctx context.Context) ([]machineLine, error) {
+	h := r.ask(ctx)
 	var out []machineLine
 	for _, t := range r.file.Nodes {
-		out = append(out, line(t.Name, t.Roles, newest[[2]string{"", t.Name}]))
+		out = append(out, h.line("", t.Name, t.Roles))
 	}
 	for _, t := range r.file.Pools {
 		var of []machineLine
-		for key, h := range newest {
-			if key[0] == t.Name && !h.Silent {
-				of = append(of, line(key[1], t.Roles, h))
+		for key, said := range h.newest {
+			if key[0] == t.Name && !said.Silent {
+				of = append(of, h.line(t.Name, key[1], t.Roles))
 			}
 		}
 		slices.SortFunc(of, func(a, b machineLine) int { return cmp.Compare(a.Name, b.Name) })
@@ -131,7 +145,7 @@ func (r *remoteCluster) lines(ctx context.Context) ([]machineLine, error) {
 			out = append(out, machineLine{Name: t.Name, Roles: t.Roles, Why: fmt.Sprintf("%d of %d machines of this pool were not heard of", missing, t.Size)})
 		}
 	}
-	if !answered {
+	if !h.answered {
 		return out, fmt.Errorf("%s has no machines on this computer (kimage up), and no master of it answers on TCP %d", r.file.Path, cluster.ReportPort)
 	}
 	return out, nil

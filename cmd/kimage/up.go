@@ -129,6 +129,7 @@ func (l *localCluster) start(cmd *cobra.Command, f *cluster.File, u *upFlags) (f
 	if on, err := l.Running(); err != nil {
 		return false, err
 	} else if on {
+		fmt.Fprintln(cmd.ErrOrStderr(), "the machines are running already")
 		return false, l.follow(cmd, f, u)
 	}
 	program, err := os.Executable()
@@ -137,7 +138,10 @@ func (l *localCluster) start(cmd *cobra.Command, f *cluster.File, u *upFlags) (f
 	}
 	if _, err := l.Spec(); err == nil {
 		fmt.Fprintln(cmd.ErrOrStderr(), "the machines were not ended by kimage down: they boot from their disks again (kimage down discards them)")
-		return false, l.Start(cmd.Context(), program, "supervise", l.Dir)
+		if err := l.Start(cmd.Context(), program, "supervise", l.Dir); err != nil {
+			return false, err
+		}
+		return false, l.follow(cmd, f, u)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
@@ -186,7 +190,6 @@ func (l *localCluster) follow(cmd *cobra.Command, f *cluster.File, u *upFlags) e
 	}
 	added := slices.DeleteFunc(plan.Names(), func(name string) bool { return now.Machine(name) != nil })
 	if len(added) == 0 {
-		fmt.Fprintln(cmd.ErrOrStderr(), "the machines are running already")
 		return nil
 	}
 	spec, s, err := l.prepare(cmd, f, u.identity, u.image, &now)

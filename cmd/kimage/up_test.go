@@ -181,6 +181,9 @@ func TestUpNeverReady(t *testing.T) {
 		t.Errorf("after a replacement:\n%s", out)
 	}
 
+	if _, words, status := in(t, t.TempDir(), "down", "k8s-01"); status != statusCouldNotTell || !strings.Contains(words, "has no machines on this computer") {
+		t.Errorf("ending one of no machines: status %d: %s", status, words)
+	}
 	// As by this computer's power cut.
 	for _, pid := range need.Processes(t, dirs[0]) {
 		syscall.Kill(pid, syscall.SIGKILL)
@@ -192,6 +195,15 @@ func TestUpNeverReady(t *testing.T) {
 	}
 	if _, words, status := in(t, dirs[0], "up", "--timeout", "7s"); status != statusCouldNotTell || !strings.Contains(words, "they boot from their disks again") || !strings.Contains(words, "k8s-01  waiting") {
 		t.Errorf("after a power cut: status %d: %s", status, words)
+	}
+	// And after another one, one machine is lost and one new.
+	for _, pid := range need.Processes(t, dirs[0]) {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	gone(t, dirs[0])
+	inOK(t, dirs[0], "down", "k8s-01")
+	if _, words, status := in(t, dirs[0], "up", "--image", image, "--timeout", "7s"); status != statusCouldNotTell || !strings.Contains(words, "booting k8s-01, which") || !strings.Contains(words, "k8s-01  waiting") {
+		t.Errorf("after a power cut and a loss: status %d: %s", status, words)
 	}
 	for i, dir := range dirs {
 		inOK(t, dir, "down")

@@ -21,6 +21,8 @@ import (
 // hypervisors are the accounts that libvirt's virtual machines run as, by distribution.
 var hypervisors = []string{"libvirt-qemu", "qemu"}
 
+// hypervisor is the account of this computer's; empty: there is none, and machines run
+// as root.
 func hypervisor() string {
 	for _, name := range hypervisors {
 		if _, err := user.Lookup(name); err == nil {
