@@ -215,7 +215,8 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
-// TestAPI: connections go to a server that is ready, and to another when it is not.
+// TestAPI: connections go to the server that is ready, and to another when it no longer
+// is. One at a time is ready: of several the quickest to say so is taken.
 func TestAPI(t *testing.T) {
 	type server struct {
 		*httptest.Server
@@ -225,7 +226,7 @@ func TestAPI(t *testing.T) {
 	var ports []int
 	for i := range 3 {
 		s := &server{}
-		s.ready.Store(i > 0)
+		s.ready.Store(i == 1)
 		s.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/readyz" && !s.ready.Load() {
 				w.WriteHeader(http.StatusInternalServerError)
@@ -263,6 +264,7 @@ func TestAPI(t *testing.T) {
 		t.Errorf("led to %s", got)
 	}
 	servers[1].ready.Store(false)
+	servers[2].ready.Store(true)
 	forget()
 	if got := ask(); got != "2" {
 		t.Errorf("led to %s", got)
