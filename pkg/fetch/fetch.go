@@ -9,12 +9,9 @@ package fetch
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/sha512"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"net"
 	"net/http"
@@ -51,6 +48,17 @@ type Source struct {
 	Report  *progress.Reporter
 }
 
+// Local says whether everything comes from a directory: then nothing is offline.
+func (s Source) Local() bool { return s.Mirror != "" && !strings.Contains(s.Mirror, "://") }
+
+// forbidden is the error for what is not in the cache and may not be fetched.
+func (s Source) forbidden(raw string) error {
+	if !s.Offline || s.Local() || strings.HasPrefix(raw, "file:") {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", raw, ErrOffline)
+}
+
 // ErrOffline says that something is not in the cache and may not be fetched.
 var ErrOffline = errors.New("not in the cache, and --offline forbids fetching")
 
@@ -72,6 +80,16 @@ type Request struct {
 	URL    string
 	SHA256 string // hex; this or SHA512 must be given
 	SHA512 string
+	// Judge makes who judges the content besides, nil: nobody. A file is judged once, while it
+	// arrives; Judged says by what.
+	Judge  func() Judge
+	Judged string
+}
+
+// Judge sees every byte of a file once, in order, while it arrives.
+type Judge interface {
+	io.WriteCloser  // closed without a verdict if the file never becomes whole
+	Verdict() error // after the last byte
 }
 
 // locate maps a URL into the mirror: a local path, or a URL.
@@ -86,9 +104,26 @@ func (s Source) locate(raw string) (local, remote string, err error) {
 	case s.Mirror == "":
 		return "", raw, nil
 	case strings.Contains(s.Mirror, "://"):
-		return "", strings.TrimRight(s.Mirror, "/") + "/" + u.Host + u.EscapedPath(), nil
+		at := strings.TrimRight(s.Mirror, "/") + "/" + u.Host + u.EscapedPath()
+		if u.RawQuery != "" {
+			at += "?" + u.RawQuery
+		}
+		return "", at, nil
 	}
-	return filepath.Join(s.Mirror, u.Host, filepath.FromSlash(path.Clean("/"+u.Path))), "", nil
+	local, err = MirrorPath(s.Mirror, raw)
+	return local, "", err
+}
+
+// MirrorPath is where a mirror's directory has the file of a URL.
+func MirrorPath(dir, raw string) (string, error) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "", fmt.Errorf("%q is not a URL: %w", raw, err)
+	}
+	if u.Host == "" || strings.Trim(u.Host, ".") == "" || strings.ContainsAny(u.Host, `/\\`) {
+		return "", fmt.Errorf("%q names no host", raw)
+	}
+	return filepath.Join(dir, u.Host, filepath.FromSlash(path.Clean("/"+u.Path))), nil
 }
 
 // Get returns the path of the verified file in the cache.
@@ -98,16 +133,46 @@ func (s Source) Get(ctx context.Context, r Request) (string, error) {
 	}
 	name := path.Base(r.URL)
 	key := cache.Key("file", r.SHA256, r.SHA512, name)
-	entry, _, err := s.Cache.Dir(ctx, "download", key, func(ctx context.Context, dir string) error {
-		if s.Offline {
-			return fmt.Errorf("%s: %w", r.URL, ErrOffline)
+	entry, hit, err := s.Cache.Dir(ctx, "download", key, func(ctx context.Context, dir string) error {
+		if err := s.forbidden(r.URL); err != nil {
+			return err
 		}
 		return s.download(ctx, r, key, filepath.Join(dir, name))
 	})
 	if err != nil {
 		return "", err
 	}
-	return filepath.Join(entry, name), nil
+	file := filepath.Join(entry, name)
+	if r.Judge == nil {
+		return file, nil
+	}
+	_, _, err = s.Cache.Dir(ctx, "judged", cache.Key(key, r.Judged), func(ctx context.Context, dir string) error {
+		if hit { // by its digest alone
+			if err := s.Cache.Verify(ctx, entry); err != nil {
+				return err
+			}
+			if err := r.judge(file); err != nil {
+				return fmt.Errorf("%s: %w", r.URL, err)
+			}
+		}
+		return os.WriteFile(filepath.Join(dir, "by"), []byte(r.Judged+"\n"), 0o644)
+	})
+	return file, err
+}
+
+// judge has a file judged that is complete.
+func (r Request) judge(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	j := r.Judge()
+	if _, err := io.Copy(j, f); err != nil {
+		j.Close()
+		return err
+	}
+	return j.Verdict()
 }
 
 // download is called with the entry's lock held, so the partial file is this
@@ -127,15 +192,18 @@ func (s Source) download(ctx context.Context, r Request, key, final string) erro
 	if err != nil {
 		return err
 	}
+	seen := &inspector{request: r, file: f}
+	seen.begin()
+	defer seen.close()
 	if local != "" {
 		err = copyLocal(f, local)
 	} else {
-		err = s.resume(ctx, f, remote)
+		err = s.resume(ctx, f, remote, seen)
 	}
 	if err != nil {
 		return err
 	}
-	if err := verify(f, r); err != nil {
+	if err := seen.verdict(); err != nil {
 		os.Remove(partial)
 		where := local + remote
 		return fmt.Errorf("%s: %w; it was deleted: try again, and if it stays so do not trust that server", where, err)
@@ -163,7 +231,7 @@ func copyLocal(f *os.File, local string) error {
 }
 
 // resume appends what is missing to f, again after each interruption.
-func (s Source) resume(ctx context.Context, f *os.File, from string) error {
+func (s Source) resume(ctx context.Context, f *os.File, from string, seen *inspector) error {
 	var err error
 	for try := range attempts {
 		if try > 0 {
@@ -175,7 +243,7 @@ func (s Source) resume(ctx context.Context, f *os.File, from string) error {
 			}
 		}
 		var final bool
-		if final, err = s.once(ctx, f, from); err == nil || final {
+		if final, err = s.once(ctx, f, from, seen); err == nil || final {
 			return err
 		}
 	}
@@ -183,9 +251,12 @@ func (s Source) resume(ctx context.Context, f *os.File, from string) error {
 }
 
 // once makes one request; final errors are not worth another try.
-func (s Source) once(ctx context.Context, f *os.File, from string) (final bool, err error) {
+func (s Source) once(ctx context.Context, f *os.File, from string, seen *inspector) (final bool, err error) {
 	have, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
+		return true, err
+	}
+	if err := seen.catchUp(); err != nil {
 		return true, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -212,6 +283,7 @@ func (s Source) once(ctx context.Context, f *os.File, from string) (final bool, 
 		if have, err = f.Seek(0, io.SeekStart); err != nil {
 			return true, err
 		}
+		seen.begin()
 	case resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests:
 		return false, fmt.Errorf("the server answers %s", resp.Status)
 	case resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent:
@@ -230,6 +302,7 @@ func (s Source) once(ctx context.Context, f *os.File, from string) (final bool, 
 			if _, werr := f.Write(buf[:n]); werr != nil {
 				return true, werr
 			}
+			seen.write(buf[:n])
 			bar.Add(int64(n))
 		}
 		if errors.Is(err, io.EOF) {
@@ -244,33 +317,12 @@ func (s Source) once(ctx context.Context, f *os.File, from string) (final bool, 
 	}
 }
 
-func verify(f *os.File, r Request) error {
-	for _, sum := range []struct {
-		want string
-		h    hash.Hash
-	}{{r.SHA256, sha256.New()}, {r.SHA512, sha512.New()}} {
-		if sum.want == "" {
-			continue
-		}
-		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
-		if _, err := io.Copy(sum.h, f); err != nil {
-			return err
-		}
-		if got := hex.EncodeToString(sum.h.Sum(nil)); got != strings.ToLower(sum.want) {
-			return fmt.Errorf("the content does not match its checksum (got %s…, want %s…)", got[:16], strings.ToLower(sum.want)[:min(16, len(sum.want))])
-		}
-	}
-	return nil
-}
-
 // FetchSmall returns a checksum file or the like, at most 1 MiB. It is kept in
 // the cache under its URL, so that --offline finds it again.
 func (s Source) FetchSmall(ctx context.Context, raw string) ([]byte, error) {
 	entry, _, err := s.Cache.Dir(ctx, "small", cache.Key(s.Mirror, raw), func(ctx context.Context, dir string) error {
-		if s.Offline {
-			return fmt.Errorf("%s: %w", raw, ErrOffline)
+		if err := s.forbidden(raw); err != nil {
+			return err
 		}
 		data, err := s.small(ctx, raw)
 		if err != nil {
@@ -290,11 +342,15 @@ func (s Source) small(ctx context.Context, raw string) ([]byte, error) {
 		return nil, err
 	}
 	if local != "" {
-		data, err := os.ReadFile(local)
+		if entries, err := os.ReadDir(local); err == nil {
+			return listing(entries), nil
+		}
+		f, err := os.Open(local)
 		if err != nil {
 			return nil, unavailable(local, err)
 		}
-		return data, nil
+		defer f.Close()
+		return readSmall(f, local)
 	}
 	ctx, cancel := context.WithTimeout(ctx, stallAfter)
 	defer cancel()
@@ -310,19 +366,49 @@ func (s Source) small(ctx context.Context, raw string) ([]byte, error) {
 	if resp.StatusCode != http.StatusOK {
 		return nil, unavailable(remote, fmt.Errorf("the server answers %s", resp.Status))
 	}
-	data, err := io.ReadAll(io.LimitReader(resp.Body, smallBytes+1))
+	return readSmall(resp.Body, remote)
+}
+
+func readSmall(r io.Reader, name string) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, smallBytes+1))
 	if err == nil && len(data) > smallBytes {
-		err = fmt.Errorf("%s is longer than a checksum file", remote)
+		err = fmt.Errorf("%s is longer than a checksum file", name)
 	}
 	return data, err
 }
 
-// Checksum finds name's digest in a checksum file: one bare digest, or lines
-// of "DIGEST  NAME" as sha256sum writes them. hexDigits is its length.
+// listing is a directory as far as a server's page about it is read: its names.
+func listing(entries []os.DirEntry) []byte {
+	var b strings.Builder
+	for _, e := range entries {
+		b.WriteString(e.Name())
+		if e.IsDir() {
+			b.WriteByte('/')
+		}
+		b.WriteByte('\n')
+	}
+	return []byte(b.String())
+}
+
+// FetchFresh returns a small file as it is on the server now. Nothing is kept of it:
+// that is for what its caller makes of it, once it is verified.
+func (s Source) FetchFresh(ctx context.Context, raw string) ([]byte, error) {
+	if err := s.forbidden(raw); err != nil {
+		return nil, err
+	}
+	return s.small(ctx, raw)
+}
+
+// Checksum finds name's digest in a checksum file: one bare digest, lines of
+// "DIGEST  NAME" as sha256sum writes them, or of "SHA256 (NAME) = DIGEST" as BSD does.
+// hexDigits is its length.
 func Checksum(data []byte, name string, hexDigits int) (string, error) {
 	var all []string
 	for line := range strings.Lines(string(data)) {
 		f := strings.Fields(line)
+		if len(f) == 4 && f[2] == "=" && strings.HasPrefix(f[1], "(") {
+			f = []string{f[3], strings.Trim(f[1], "()")}
+		}
 		if len(f) == 0 || len(f[0]) != hexDigits {
 			continue
 		}
