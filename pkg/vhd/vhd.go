@@ -1,10 +1,12 @@
-// Package vhd writes what makes a raw disk a fixed VHD: 512 bytes behind it
+// Package vhd writes and finds what makes a raw disk a fixed VHD: 512 bytes behind it
 // (Microsoft, "Virtual Hard Disk Image Format Specification", 1.0).
 package vhd
 
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
+	"os"
 )
 
 // FooterBytes is a footer's length.
@@ -48,6 +50,26 @@ func Footer(size int64, seed string) []byte {
 	}
 	binary.BigEndian.PutUint32(f[64:], ^sum)
 	return f
+}
+
+// DiskBytes is the length of the disk in f: that of the file, or less if it is a fixed
+// VHD. Other VHDs are an error.
+func DiskBytes(f *os.File) (int64, error) {
+	fi, err := f.Stat()
+	if err != nil || fi.Size() < FooterBytes {
+		return 0, err
+	}
+	foot := make([]byte, FooterBytes)
+	if _, err := f.ReadAt(foot, fi.Size()-FooterBytes); err != nil {
+		return 0, err
+	}
+	if string(foot[:8]) != "conectix" {
+		return fi.Size(), nil
+	}
+	if kind := binary.BigEndian.Uint32(foot[60:]); kind != typeFixed {
+		return 0, fmt.Errorf("%s is a VHD of type %d, and only fixed ones can be read: qemu-img convert makes a raw image of it", f.Name(), kind)
+	}
+	return fi.Size() - FooterBytes, nil
 }
 
 // geometry is the specification's, of its appendix.
