@@ -11,6 +11,7 @@
 #   make chaos      real etcd in network namespaces, founded, repaired and written to: agents killed after each step, 200 random schedules; SEED=n for one, chaos-short for 12
 #   make integration  machines in namespaces become a cluster with the real kubeadm, etcd and control plane (root; after a bake from source)
 #   make bench      speed and memory, as ratios in one run
+#   make bench-formats  each format beside qemu-img convert to the same
 #   make bench-boot time from the kernel's start to Ready, beside kubeadm by hand
 #   make fuzz       the readers of hostile input, five minutes each (FUZZTIME=1m)
 #
@@ -18,17 +19,17 @@
 
 SHELL := bash
 GO := go
-AGENT := cmd/kimage/agent/kimage-agent-amd64
+AGENT := cmd/kimage/agent/kimage-agent-amd64 cmd/kimage/agent/kimage-agent-arm64
 SOURCES := $(shell find bootstrap cmd/kimage-agent pkg -name '*.go' -not -name '*_test.go') go.mod go.sum
 
-.PHONY: all build deps image demo test quick integration e2e e2e-all e2e-vagrant chaos chaos-short bench bench-boot fuzz lint clean
+.PHONY: all build deps image demo test quick integration e2e e2e-all e2e-vagrant chaos chaos-short bench bench-formats bench-boot fuzz lint clean
 
 all: build
 
 build: bin/kimage
 
-$(AGENT): $(SOURCES)
-	CGO_ENABLED=0 GOOS=linux GOARCH=amd64 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./cmd/kimage-agent
+cmd/kimage/agent/kimage-agent-%: $(SOURCES)
+	CGO_ENABLED=0 GOOS=linux GOARCH=$* $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./cmd/kimage-agent
 
 bin/kimage: $(AGENT) $(shell find images ignition cmd/kimage -type f) $(SOURCES)
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./cmd/kimage
@@ -36,7 +37,7 @@ bin/kimage: $(AGENT) $(shell find images ignition cmd/kimage -type f) $(SOURCES)
 # What tests and bakes call; doctor names the same for people.
 PACKAGES := e2fsprogs squashfs-tools mmdebstrap debian-archive-keyring dosfstools mtools gcc libc6-dev pkg-config libseccomp-dev \
 	xorriso libblkid-dev policycoreutils python3-jsonschema python3-yaml openssl qemu-system-x86 qemu-utils ovmf gdisk cryptsetup-bin xz-utils zstd bzip2 util-linux shellcheck systemd-container spin iproute2 strace docker-registry tcpdump openssh-client \
-	vagrant vagrant-libvirt acl
+	vagrant vagrant-libvirt acl btrfs-progs gpg gpg-agent
 
 deps:
 	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) $(MORE) 2>&1 | grep -v '^installed ' || true); \
@@ -54,7 +55,7 @@ lint:
 	$(GO) vet -tags e2e ./e2e
 	$(GO) vet -tags chaos ./bootstrap/etcd
 	$(GO) vet -tags integration ./bootstrap/kube ./pkg/squashfs
-	shellcheck images/files/activation/activate images/files/activation/start .ci/run e2e/bench.sh e2e/demo.sh
+	shellcheck e2e/lookalike/make.sh e2e/lookalike/90lookalike/usr.sh e2e/lookalike/90lookalike/module-setup.sh images/files/activation/activate images/files/activation/start .ci/run e2e/bench.sh e2e/demo.sh
 
 quick: $(AGENT) lint
 	$(GO) test -short $$($(GO) list ./... | grep -v cmd/kimage$$)
@@ -92,10 +93,14 @@ e2e-all: deps build
 # libvirtd is the story's own, in a network of its own.
 e2e-vagrant: MORE := libvirt-daemon-system libvirt-clients dnsmasq-base
 e2e-vagrant: deps build
-	KIMAGE_E2E_VAGRANT=1 $(GO) test -tags e2e -count=1 -v -timeout 120m -run '^TestVagrant$$' ./e2e
+	KIMAGE_E2E_VAGRANT=1 $(GO) test -tags e2e -count=1 -v -timeout 120m -run '^TestVagrant' ./e2e
 
 bench: deps build
 	bash e2e/bench.sh
+
+bench-formats: deps build
+	bin/kimage build --os debian-13 --quiet --lock .bench.lock -o .bench
+	KIMAGE_BENCH_IMAGE=$$(ls $(CURDIR)/.bench/*.raw) $(GO) test -run - -bench Formats -benchtime 1x -timeout 30m ./images; status=$$?; rm -rf .bench .bench.lock; exit $$status
 
 bench-boot: deps build
 	KIMAGE_E2E_BOOT=1 $(GO) test -tags e2e -count=1 -v -timeout 60m -run '^(TestBootRatio|TestBootPath)$$' ./e2e

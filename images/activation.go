@@ -1,6 +1,7 @@
 package images
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -36,6 +37,12 @@ func (o OS) Activation() (*tree.Tree, error) {
 			}
 		}
 	}
+	if o.FirstBoot == "cloud-init" && o.editable() { // works without a datasource too
+		if err := errors.Join(t.Bytes("etc/cloud/ds-identify.cfg", 0o644, embedded("activation/ds-identify.cfg")),
+			t.Bytes("etc/cloud/cloud.cfg.d/95_kimage.cfg", 0o644, embedded("activation/cloud.cfg"))); err != nil {
+			return nil, err
+		}
+	}
 	links := map[string]string{
 		units + "sysinit.target.wants/kimage-activate.service": "../kimage-activate.service",
 		units + "sysinit.target.wants/systemd-sysext.service":  "/usr/lib/systemd/system/systemd-sysext.service",
@@ -44,6 +51,9 @@ func (o OS) Activation() (*tree.Tree, error) {
 	}
 	for _, unit := range o.Mask {
 		links[path.Join(units, unit)] = "/dev/null"
+	}
+	for _, file := range o.Off {
+		links[file] = "/dev/null"
 	}
 	for p, target := range links {
 		if err := t.Symlink(p, target); err != nil {

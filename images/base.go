@@ -1,28 +1,29 @@
 package images
 
 import (
+	"archive/tar"
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/kimage-project/kimage/pkg/cache"
 	"github.com/kimage-project/kimage/pkg/decompress"
 	"github.com/kimage-project/kimage/pkg/doctor"
-	"github.com/kimage-project/kimage/pkg/ext4"
 	"github.com/kimage-project/kimage/pkg/fetch"
-	"github.com/kimage-project/kimage/pkg/gpt"
 	"github.com/kimage-project/kimage/pkg/qcow2"
 	"github.com/kimage-project/kimage/pkg/sparse"
+	"github.com/kimage-project/kimage/pkg/vhd"
 )
 
 const (
 	baseAuto     = "auto"
+	baseVendor   = "vendor"
 	basePackages = "packages"
 	baseDisk     = "disk.raw" // the image in a cache entry
 )
@@ -31,19 +32,21 @@ const (
 type base struct {
 	entry string // cache entry
 	info  baseInfo
+	file  string // as its vendor publishes it; empty: not a vendor's
+	pin   string // what a lock calls it, if it is not a vendor's
 }
 
-func (b base) file() string { return filepath.Join(b.entry, baseDisk) }
+func (b base) disk() string { return filepath.Join(b.entry, baseDisk) }
 
 // findBase makes or unpacks the base into the cache.
 func (b *Builder) findBase(ctx context.Context) (base, error) {
-	given := b.config.Base
-	if given == "" || given == baseAuto {
-		given = basePackages // no OS file names a vendor's image yet
-	}
 	var found base
 	var err error
-	switch {
+	switch given := b.config.Base; {
+	case given == "" || given == baseAuto:
+		found, err = b.autoBase(ctx)
+	case given == baseVendor:
+		found, err = b.vendorBase(ctx)
 	case given == basePackages:
 		found, err = b.packagesBase(ctx)
 	case strings.Contains(given, "://"):
@@ -57,7 +60,12 @@ func (b *Builder) findBase(ctx context.Context) (base, error) {
 	if found.info.Digest, err = b.cache.Digest(found.entry, baseDisk); err != nil {
 		return base{}, err
 	}
-	fi, err := os.Stat(found.file())
+	if found.pin != "" {
+		if err := b.lock.do(pinBase(lockKey(b.os.Name, b.config.Arch, found.pin), found.info.Digest)); err != nil {
+			return base{}, err
+		}
+	}
+	fi, err := os.Stat(found.disk())
 	if err != nil {
 		return base{}, err
 	}
@@ -67,7 +75,10 @@ func (b *Builder) findBase(ctx context.Context) (base, error) {
 
 func (b *Builder) packagesBase(ctx context.Context) (base, error) {
 	if b.os.Packages.Suite == "" {
-		return base{}, fmt.Errorf("%s cannot be made from packages: name an image with --base FILE or URL", b.os.Title)
+		return base{}, fmt.Errorf("%s cannot be made from packages: --base vendor, FILE or URL", b.os.Title)
+	}
+	if b.config.Arch != "amd64" {
+		return base{}, fmt.Errorf("a base from packages can be for amd64 alone, not %s: --base vendor, FILE or URL", b.config.Arch)
 	}
 	recipe := []string{"base-2", b.config.Arch, b.config.AptMirror, b.os.inputs()}
 	dir, err := files.ReadDir("files/debian")
@@ -112,7 +123,7 @@ func (b *Builder) packagesBase(ctx context.Context) (base, error) {
 	if err != nil {
 		return base{}, err
 	}
-	return base{entry, baseInfo{Origin: "Debian packages, suite " + b.os.Packages.Suite, VerifiedBy: "Debian's archive key", Signed: true,
+	return base{entry: entry, pin: basePackages, info: baseInfo{Origin: "Debian packages, suite " + b.os.Packages.Suite, VerifiedBy: "Debian's archive key", Signed: true,
 		Packages: strings.Split(string(list), "\n")}}, nil
 }
 
@@ -123,8 +134,15 @@ func (b *Builder) fileBase(ctx context.Context, name string) (base, error) {
 		return base{}, fmt.Errorf("--base: %w", err)
 	}
 	defer f.Close()
-	if fi, err := f.Stat(); err == nil && !fi.Mode().IsRegular() {
-		return base{}, fmt.Errorf("--base %s is not a file", name)
+	fi, err := f.Stat()
+	switch {
+	case err != nil:
+		return base{}, err
+	case fi.IsDir(): // a mirror
+		b.config.Mirror = name
+		return b.vendorBase(ctx)
+	case !fi.Mode().IsRegular():
+		return base{}, fmt.Errorf("--base %s is neither a file nor a mirror's directory", name)
 	}
 	sum, _, err := sparse.SHA256(ctx, f, nil)
 	if err != nil {
@@ -134,7 +152,7 @@ func (b *Builder) fileBase(ctx context.Context, name string) (base, error) {
 		return base{}, err
 	}
 	entry, err := b.unpackBase(ctx, sum, name, func(context.Context) (*os.File, error) { return os.Open(name) })
-	return base{entry, baseInfo{Origin: filepath.Base(name) + " sha256:" + sum, VerifiedBy: "nobody: a file that was given"}}, err
+	return base{entry: entry, pin: filepath.Base(name), info: baseInfo{Origin: filepath.Base(name) + " sha256:" + sum, VerifiedBy: "nobody: a file that was given"}}, err
 }
 
 // urlBase downloads an image. The checksum stands after a # in the URL, or
@@ -164,14 +182,19 @@ func (b *Builder) urlBase(ctx context.Context, url string) (base, error) {
 	if err != nil {
 		return base{}, err
 	}
-	entry, err := b.unpackBase(ctx, req.SHA256+req.SHA512, plain, func(ctx context.Context) (*os.File, error) {
+	entry, err := b.unpackDownload(ctx, req.SHA256+req.SHA512, plain, local)
+	return base{entry: entry, pin: plain, info: baseInfo{Origin: plain, VerifiedBy: by}}, err
+}
+
+// unpackDownload unpacks a file of the cache.
+func (b *Builder) unpackDownload(ctx context.Context, sum, name, local string) (string, error) {
+	return b.unpackBase(ctx, sum, name, func(ctx context.Context) (*os.File, error) {
 		// Verified when it was stored; what is read now must still be that.
 		if err := b.cache.Verify(ctx, filepath.Dir(local)); err != nil {
 			return nil, err
 		}
 		return os.Open(local)
 	})
-	return base{entry, baseInfo{Origin: plain, VerifiedBy: by}}, err
 }
 
 func findChecksum(ctx context.Context, src fetch.Source, url string) (fetch.Request, string, error) {
@@ -202,7 +225,7 @@ func findChecksum(ctx context.Context, src fetch.Source, url string) (fetch.Requ
 
 // unpackBase turns an image in any supported container into a raw disk in the cache.
 func (b *Builder) unpackBase(ctx context.Context, sum, name string, open func(context.Context) (*os.File, error)) (string, error) {
-	entry, _, err := b.cache.Dir(ctx, "base", cache.Key("unpacked-1", sum), func(ctx context.Context, dir string) error {
+	entry, _, err := b.cache.Dir(ctx, "base", cache.Key("unpacked-2", sum), func(ctx context.Context, dir string) error {
 		f, err := open(ctx)
 		if err != nil {
 			return err
@@ -237,7 +260,11 @@ func toRaw(ctx context.Context, f *os.File, raw, scratch string) error {
 			return err
 		}
 		defer z.Close()
-		if _, _, err := sparse.CopyStream(ctx, out, z, nil); err != nil {
+		disk, err := untar(z)
+		if err != nil {
+			return fmt.Errorf("unpacking (is the file complete?): %w", err)
+		}
+		if _, _, err := sparse.CopyStream(ctx, out, disk, nil); err != nil {
 			return fmt.Errorf("unpacking (is the file complete?): %w", err)
 		}
 		if f = out; qcow2.Detect(f) {
@@ -260,76 +287,44 @@ func toRaw(ctx context.Context, f *os.File, raw, scratch string) error {
 		_, err = sparse.Copy(ctx, out, img, img.SizeBytes(), nil, nil)
 		return err
 	}
-	if f == out {
-		return nil
-	}
-	fi, err := f.Stat()
+	size, err := vhd.DiskBytes(f)
 	if err != nil {
 		return err
+	}
+	if f == out {
+		return out.Truncate(size)
 	}
 	extents, err := sparse.Extents(f)
 	if err != nil {
 		return err
 	}
-	_, err = sparse.Copy(ctx, out, f, fi.Size(), extents, nil)
+	_, err = sparse.Copy(ctx, out, f, size, extents, nil)
 	return err
 }
 
-// rootTypes are the partition types under which systems keep an ext4 root.
-var rootTypes = []string{typeRoot, "0FC63DAF-8483-4772-8E79-3D69D8477DE4", "B921B045-1DF0-41C3-AF44-4C6F280D3FAE"}
-
-// findRoot finds the root partition of the disk in file: ext4, with the
-// os-release of the system that is to be baked.
-func (b *Builder) findRoot(ctx context.Context, file string) (*gpt.Table, gpt.Partition, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, gpt.Partition{}, err
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return nil, gpt.Partition{}, err
-	}
-	table, err := gpt.Read(f, fi.Size())
-	if err != nil {
-		return nil, gpt.Partition{}, fmt.Errorf("the base: %w: is it a disk image of %s, complete?", err, b.os.Title)
-	}
-	var seen []string
-	for _, p := range table.Partitions {
-		seen = append(seen, fmt.Sprintf("%d %q", p.Number, p.Name))
-		if !slices.Contains(rootTypes, p.TypeGUID) {
-			continue
-		}
-		if _, err := ext4.ReadSuperblock(f, p.OffsetBytes()); errors.Is(err, ext4.ErrNotExt4) {
-			continue
-		} else if err != nil {
-			return nil, gpt.Partition{}, fmt.Errorf("the base: %w", err)
-		}
-		release, err := b.osRelease(ctx, ext4.Volume{File: file, OffsetBytes: p.OffsetBytes()})
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, gpt.Partition{}, fmt.Errorf("the base: %w", err)
-		}
-		if release["ID"] != b.os.Sysext.ID || release["VERSION_ID"] != b.os.Sysext.VersionID {
-			return nil, gpt.Partition{}, fmt.Errorf("the base holds %s, not %s: choose another --os or another --base", release["PRETTY_NAME"], b.os.Title)
-		}
-		return table, p, nil
-	}
-	return nil, gpt.Partition{}, fmt.Errorf("the base has no ext4 root partition that kimage knows (found: %s): is it an image of %s?", strings.Join(seen, ", "), b.os.Title)
-}
-
-func (b *Builder) osRelease(ctx context.Context, v ext4.Volume) (map[string]string, error) {
-	data, err := v.ReadFile(ctx, "usr/lib/os-release")
-	if err != nil {
+// untar returns the disk in r: disk.raw, if r is a tar, as Compute Engine's images are,
+// else r.
+func untar(r io.Reader) (io.Reader, error) {
+	const block, magicAt = 512, 257
+	br := bufio.NewReaderSize(r, 1<<20)
+	head, err := br.Peek(block)
+	if err != nil && err != io.EOF {
 		return nil, err
 	}
-	out := map[string]string{}
-	for line := range strings.Lines(string(data)) {
-		if k, val, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
-			out[k] = strings.Trim(val, `"'`)
+	if len(head) < block || string(head[magicAt:magicAt+5]) != "ustar" {
+		return br, nil
+	}
+	t := tar.NewReader(br)
+	for {
+		h, err := t.Next()
+		if err == io.EOF {
+			return nil, errors.New("the tar has no disk.raw")
+		}
+		if err != nil {
+			return nil, err
+		}
+		if path.Base(h.Name) == "disk.raw" {
+			return t, nil
 		}
 	}
-	return out, nil
 }

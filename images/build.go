@@ -9,6 +9,7 @@
 package images
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kimage-project/kimage/images/components"
+	"github.com/kimage-project/kimage/images/vendors"
 	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/cache"
 	"github.com/kimage-project/kimage/pkg/doctor"
@@ -34,7 +36,7 @@ import (
 const Version = "0.1.0"
 
 // diskVersion changes when the same inputs give another disk.
-const diskVersion = 6
+const diskVersion = 7
 
 // unixTime is when everything in an image says it was made: an image's age is
 // that of its inputs, and the same inputs give the same bytes.
@@ -56,14 +58,18 @@ type Config struct {
 	Runtime    string   // containerd
 	Network    string   // flannel
 	Arch       string   // amd64
-	Formats    []string // raw
-	Base       string   // auto, packages, a file or a URL; auto
+	Formats    []string // the platform's own, raw for metal
+	For        string   // platform that it is to run on; metal
+	Base       string   // auto, vendor, packages, a file, a URL or a mirror's directory; auto
+	Mirror     string   // directory or URL where the vendor's hosts are; empty: the hosts themselves
+	Lock       string   // file that pins what goes in; empty: nothing is pinned
+	LockMode   string   // LockEnforce, LockFixed or LockUpdate
 	Components string   // auto, release, source, a directory or a URL; auto
 	Images     string   // all, control-plane or none; all
 	Name       string   // OS-KUBERNETES-ARCH
 	Output     string   // directory; out
 	AptMirror  string   // Debian archive; the machine's
-	Agent      string   // file with kimage-agent for Arch
+	Agent      string   // file with kimage-agent for Arch; Build needs it
 	Offline    bool
 	Checksums  bool // compute the artifacts' SHA-256, which takes longer than all else: of a raw disk the holes count too
 	Cache      *cache.Cache
@@ -103,6 +109,9 @@ type Builder struct {
 	agent  string
 	cache  *cache.Cache
 	report *progress.Reporter
+	lock   *lock
+
+	payload string // file of the payload, once it is written
 }
 
 var nameRule = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?$`)
@@ -116,8 +125,6 @@ func New(c Config) (*Builder, error) {
 	o, err := FindOS(c.OS)
 	if err != nil {
 		wrong = append(wrong, err)
-	} else if !o.Baked() {
-		wrong = append(wrong, fmt.Errorf("%s cannot be baked by this kimage, only configured (kimage config): kimage list os shows what can", o.Title))
 	}
 	versions, err := components.Versions()
 	if err != nil {
@@ -145,8 +152,14 @@ func New(c Config) (*Builder, error) {
 	if len(o.Arches) > 0 {
 		choose("architecture of "+o.Title, &c.Arch, o.Arches)
 	}
+	platforms := vendors.Platforms
+	if o.Vendor.Known() {
+		platforms = o.Vendor.For()
+	}
+	platform := c.For
+	choose("platform that "+o.Title+" is for", &c.For, platforms)
 	if len(c.Formats) == 0 {
-		c.Formats = []string{"raw"}
+		c.Formats = []string{formatFor(c.For)}
 	}
 	for i := range c.Formats {
 		choose("format", &c.Formats[i], Formats)
@@ -157,21 +170,28 @@ func New(c Config) (*Builder, error) {
 	given := c.Name != ""
 	if !given {
 		c.Name = o.Name + "-" + c.Kubernetes + "-" + c.Arch
+		if platform != "" {
+			c.Name += "-" + platform
+		}
 	}
 	if (o.Name != "" || given) && !nameRule.MatchString(c.Name) {
 		wrong = append(wrong, fmt.Errorf("--name %q: use lower-case letters, digits, dots and dashes, at most 64", c.Name))
 	}
-	if c.Agent == "" {
-		wrong = append(wrong, errors.New("this kimage was built without kimage-agent: build it with make, or name the agent's file with --agent"))
-	} else if fi, err := os.Stat(c.Agent); err != nil {
-		wrong = append(wrong, fmt.Errorf("--agent: %w", err))
-	} else if !fi.Mode().IsRegular() || fi.Size() == 0 {
-		wrong = append(wrong, fmt.Errorf("--agent %s is not a program", c.Agent))
+	if c.Agent != "" {
+		if fi, err := os.Stat(c.Agent); err != nil {
+			wrong = append(wrong, fmt.Errorf("--agent: %w", err))
+		} else if !fi.Mode().IsRegular() || fi.Size() == 0 {
+			wrong = append(wrong, fmt.Errorf("--agent %s is not a program", c.Agent))
+		}
 	}
 	if err := errors.Join(wrong...); err != nil {
 		return nil, err
 	}
-	return &Builder{config: c, os: o, name: c.Name, agent: c.Agent, cache: c.Cache, report: c.Report}, nil
+	l, err := openLock(c.Lock, c.LockMode)
+	if err != nil {
+		return nil, err
+	}
+	return &Builder{config: c, os: o, name: c.Name, agent: c.Agent, cache: c.Cache, report: c.Report, lock: l}, nil
 }
 
 // matchVersion finds v among the known versions: exact, without its v, or the
@@ -189,6 +209,9 @@ func matchVersion(v string, known []string) (string, bool) {
 // Build bakes the image. After an error nothing new lies under a final name.
 func (b *Builder) Build(ctx context.Context) (*Result, error) {
 	started := time.Now()
+	if b.agent == "" {
+		return nil, errors.New("this kimage was built without kimage-agent: build it with make, or name the agent's file with --agent")
+	}
 	if err := doctor.Check(doctor.Bake); err != nil {
 		return nil, err
 	}
@@ -209,18 +232,11 @@ func (b *Builder) Build(ctx context.Context) (*Result, error) {
 	}
 	defer scratch.Remove()
 
-	b.report.Stage("base: %s", b.os.Title)
-	found, err := b.findBase(ctx)
+	found, set, err := b.inputs(ctx)
 	if err != nil {
 		return nil, err
 	}
-	table, rootPart, err := b.findRoot(ctx, found.file())
-	if err != nil {
-		return nil, err
-	}
-	b.report.Stage("components: Kubernetes %s, %s, %s", b.config.Kubernetes, b.config.Runtime, b.config.Network)
-	set, err := components.Resolve(ctx, components.Config{Kubernetes: b.config.Kubernetes, Network: b.config.Network, Arch: b.config.Arch, From: b.config.Components,
-		Images: b.config.Images, Offline: b.config.Offline, Mirror: b.config.AptMirror, Cache: b.cache, Report: b.report})
+	table, rootPart, err := b.findRoot(ctx, found.disk())
 	if err != nil {
 		return nil, err
 	}
@@ -252,11 +268,7 @@ func (b *Builder) Build(ctx context.Context) (*Result, error) {
 		if err != nil {
 			return err
 		}
-		v := d.baseRoot()
-		if err := checkBase(gctx, v, t); err != nil {
-			return err
-		}
-		verity, err := hasCryptsetup(gctx, v)
+		verity, err := d.lookIntoUSR(gctx, t)
 		if err != nil {
 			return err
 		}
@@ -273,6 +285,7 @@ func (b *Builder) Build(ctx context.Context) (*Result, error) {
 	if m, err = d.assemble(ctx, p, m); err != nil {
 		return nil, diskFull(err)
 	}
+	b.payload = p.file
 	b.report.Stage("artifacts: %s", strings.Join(b.config.Formats, ", "))
 	r, err := b.artifacts(ctx, raw, m)
 	if err != nil {
@@ -280,6 +293,39 @@ func (b *Builder) Build(ctx context.Context) (*Result, error) {
 	}
 	r.Took = time.Since(started)
 	return r, nil
+}
+
+// inputs finds all that goes into an image but the agent, and pins it.
+func (b *Builder) inputs(ctx context.Context) (base, *components.Set, error) {
+	b.report.Stage("base: %s", b.os.Title)
+	if b.os.Successor != "" && b.config.OS != b.os.Name {
+		b.report.Logf("%s is %s now: %s", b.config.OS, b.os.Name, b.os.Successor)
+	}
+	found, err := b.findBase(ctx)
+	if err != nil {
+		return base{}, nil, err
+	}
+	b.report.Stage("components: Kubernetes %s, %s, %s", b.config.Kubernetes, b.config.Runtime, b.config.Network)
+	set, err := components.Resolve(ctx, b.componentsConfig())
+	if err != nil {
+		return base{}, nil, err
+	}
+	if err := b.lock.do(pinComponents(b.componentsKey(), set)); err != nil {
+		return base{}, nil, err
+	}
+	b.lock.vouched(b.componentsKey(), set.Images)
+	return found, set, b.lock.save()
+}
+
+func (b *Builder) componentsKey() string { return lockKey(b.config.Kubernetes, b.config.Arch) }
+
+func (b *Builder) componentsConfig() components.Config {
+	from := b.config.Components
+	if from == "" || from == components.Auto {
+		from = cmp.Or(b.lock.from(b.componentsKey()), components.Auto)
+	}
+	return components.Config{Kubernetes: b.config.Kubernetes, Network: b.config.Network, Arch: b.config.Arch, From: from,
+		Images: b.config.Images, Offline: b.config.Offline, Mirror: b.config.AptMirror, Cache: b.cache, Report: b.report}
 }
 
 // artifacts gives the formats their final names, the manifest last.

@@ -52,7 +52,7 @@ type disk struct {
 
 // baseRoot is the root file system in the base, for reading.
 func (d *disk) baseRoot() ext4.Volume {
-	return ext4.Volume{File: d.base.file(), OffsetBytes: d.root.OffsetBytes(), UnixTime: unixTime}
+	return ext4.Volume{File: d.base.disk(), OffsetBytes: d.root.OffsetBytes(), UnixTime: unixTime}
 }
 
 // copyBase copies the base and compares what was read with what was stored.
@@ -63,7 +63,7 @@ func (d *disk) copyBase(ctx context.Context) error {
 			return err
 		}
 	}
-	in, err := os.Open(d.base.file())
+	in, err := os.Open(d.base.disk())
 	if err != nil {
 		return err
 	}
@@ -98,12 +98,16 @@ func (d *disk) assemble(ctx context.Context, p payload, m manifest) (manifest, e
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	imageID := m.ImageID
-	group.Go(func() error {
-		if err := d.activate(ctx, p, imageID); err != nil {
-			return fmt.Errorf("writing activation files: %w", err)
-		}
-		return nil
-	})
+	if d.builder.os.editable() {
+		group.Go(func() error {
+			if err := d.activate(ctx, p, imageID); err != nil {
+				return fmt.Errorf("writing activation files: %w", err)
+			}
+			return nil
+		})
+	} else {
+		d.builder.report.Logf("the root is %s: activation files come with the first-boot config (kimage config)", d.builder.os.Disk.Filesystem)
+	}
 	group.Go(func() error {
 		info, err := d.addPayload(ctx, p)
 		if err != nil {
@@ -151,7 +155,8 @@ func (d *disk) layOut(images images, programBytes int64) error {
 	// Room for the programs twice, once packed and once as the next payload.
 	content := programBytes + images.roomBytes()
 	size := (content + kimageSlack + 64*mebibyte - 1) / (64 * mebibyte) * (64 * mebibyte)
-	end := int64(d.table.LastLBA()+1) * gpt.SectorBytes
+	// Also behind what the vendor left behind its last partition: all of the base is copied.
+	end := max(int64(d.table.LastLBA()+1)*gpt.SectorBytes, d.base.info.SizeBytes)
 	if d.root.LastLBA == d.table.LastLBA() {
 		end = max(end, d.root.OffsetBytes()+d.builder.os.RootSizeMiB*mebibyte)
 	}
@@ -251,6 +256,18 @@ func (d *disk) finishKIMAGE(ctx context.Context, m manifest) error {
 func (m manifest) encode() ([]byte, error) {
 	data, err := json.MarshalIndent(m, "", "  ")
 	return append(data, '\n'), err
+}
+
+// lookIntoUSR makes sure that the base's /usr can take the payload, and says whether its
+// systemd opens dm-verity. Of a /usr that kimage cannot read the OS file has to say it.
+func (d *disk) lookIntoUSR(ctx context.Context, payload *tree.Tree) (verity bool, err error) {
+	if d.builder.os.opaque() {
+		return d.builder.os.Disk.Verity, nil
+	}
+	if err := checkBase(ctx, d.baseRoot(), payload); err != nil {
+		return false, err
+	}
+	return hasCryptsetup(ctx, d.baseRoot())
 }
 
 // hasCryptsetup says whether systemd in the base can open dm-verity: it loads

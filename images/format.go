@@ -28,22 +28,42 @@ const (
 	formatGCE   = "gce"  // a tar.gz with disk.raw, of whole GiB
 	formatVHD   = "vhd"  // fixed, of whole MiB: Azure, Hyper-V
 	formatVMDK  = "vmdk" // stream-optimized: VMware, and what reads OVF
+	// The payload alone, a system extension for systems that have their own disk: as
+	// /var/lib/extensions/kimage.raw.
+	formatSysext = "sysext"
 )
 
 // Formats are what a disk can be written as.
-var Formats = []string{formatRaw, formatZstd, formatQcow2, formatGCE, formatVHD, formatVMDK, boxLibvirt, boxVirtualBox}
+var Formats = []string{formatRaw, formatZstd, formatQcow2, formatGCE, formatVHD, formatVMDK, boxLibvirt, boxVirtualBox, formatSysext}
 
 // extension ends the name of a format's file.
 func extension(format string) string {
 	switch format {
 	case formatGCE:
 		return ".tar.gz"
+	case formatSysext:
+		return ".sysext.raw"
 	case boxLibvirt:
 		return ".libvirt.box"
 	case boxVirtualBox:
 		return ".virtualbox.box"
 	}
 	return "." + format
+}
+
+// formatFor is what a platform takes.
+func formatFor(platform string) string {
+	switch platform {
+	case "qemu", "openstack":
+		return formatQcow2
+	case "vagrant":
+		return boxLibvirt
+	case "gce":
+		return formatGCE
+	case "azure":
+		return formatVHD
+	}
+	return formatRaw
 }
 
 // bootsAlone says whether qemu can boot what a format is written as.
@@ -85,8 +105,29 @@ func (b *Builder) write(ctx context.Context, out, raw *os.File, size int64, form
 			return err
 		}
 		return toVMDK(ctx, raw.Name(), "raw", out.Name(), b.name+extension(format))
+	case formatSysext:
+		return copyWhole(ctx, out, b.payload)
 	}
 	return b.writeBox(ctx, out, raw, format, progress)
+}
+
+// copyWhole copies the file called from to out, which is empty.
+func copyWhole(ctx context.Context, out *os.File, from string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	fi, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	extents, err := sparse.Extents(in)
+	if err != nil {
+		return err
+	}
+	_, err = sparse.Copy(ctx, out, in, fi.Size(), extents, nil)
+	return err
 }
 
 // writeGCE writes what Compute Engine imports

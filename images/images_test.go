@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/kimage-project/kimage/pkg/pgp"
 )
 
 // TestOSFiles: every operating system can be found by all its names, and its
@@ -32,6 +34,25 @@ func TestOSFiles(t *testing.T) {
 	for _, name := range []string{"debian-12", "debian-13"} {
 		if o, err := FindOS(name); err != nil || o.Packages.Suite == "" {
 			t.Errorf("%s cannot be made from packages: %v", name, err)
+		}
+	}
+}
+
+// TestVendorKeys: every key that an OS file pins is among those that kimage carries, and
+// those that sign can.
+func TestVendorKeys(t *testing.T) {
+	all, err := OSes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range all {
+		if len(o.Vendor.For()) == 0 {
+			t.Errorf("%s has no vendor", o.Name)
+		}
+		for _, primary := range o.Vendor.Keys.Primary {
+			if k, err := pgp.ReadKeys(o.Vendor.Keys.Data, []string{primary}, nil); err != nil || !k.Sign() {
+				t.Errorf("%s: %s: %v", o.Name, primary, err)
+			}
 		}
 	}
 }

@@ -23,6 +23,7 @@ type manifest struct {
 	Name       string `json:"name"`
 	ImageID    string `json:"imageID"`
 	OS         string `json:"os"`
+	For        string `json:"for"` // platform
 	Kubernetes string `json:"kubernetes"`
 	Runtime    string `json:"runtime"`
 	Network    string `json:"network"`
@@ -39,7 +40,8 @@ type manifest struct {
 }
 
 type baseInfo struct {
-	Origin     string   `json:"origin"` // packages, or where the file came from
+	Origin     string   `json:"origin"`            // packages, or where the file came from
+	Version    string   `json:"version,omitempty"` // the vendor's
 	VerifiedBy string   `json:"verifiedBy"`
 	Signed     bool     `json:"signed"`
 	Digest     string   `json:"digest"` // of the disk image that was copied
@@ -66,7 +68,7 @@ func (b *Builder) newManifest(base baseInfo, set *components.Set, agentSHA256 st
 	if err != nil {
 		return manifest{}, err
 	}
-	m := manifest{APIVersion: APIVersion, NotBefore: notBefore, Kind: "ImageManifest", Name: b.name, OS: b.os.Name, Kubernetes: set.Kubernetes, Runtime: b.config.Runtime, Network: b.config.Network,
+	m := manifest{APIVersion: APIVersion, NotBefore: notBefore, Kind: "ImageManifest", Name: b.name, OS: b.os.Name, For: b.config.For, Kubernetes: set.Kubernetes, Runtime: b.config.Runtime, Network: b.config.Network,
 		Arch: b.config.Arch, Base: base, Components: slices.Clone(set.Programs), Images: set.Images}
 	m.Components = append(m.Components, components.Program{Name: "kimage-agent", Version: Version, Origin: "this kimage", VerifiedBy: "part of kimage",
 		Files: []components.File{{Dest: "usr/bin/kimage-agent", SizeBytes: agentBytes, SHA256: agentSHA256}}})

@@ -3,12 +3,17 @@ package images
 import (
 	"bytes"
 	"embed"
+	"errors"
 	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/kimage-project/kimage/images/vendors"
 	"github.com/kimage-project/kimage/pkg/nearest"
 )
 
@@ -20,23 +25,43 @@ type OS struct {
 	Name        string          `yaml:"name"`
 	Title       string          `yaml:"title"`
 	Aliases     []string        `yaml:"aliases"`
-	Tested      string          `yaml:"tested"` // vendor, lookalike or render
+	Successor   string          `yaml:"successor"` // why a system of another name is meant by an alias
+	Tested      string          `yaml:"tested"`    // vendor, lookalike or render
 	Arches      []string        `yaml:"arches"`
 	User        string          `yaml:"user"`      // the account that first boot makes
 	FirstBoot   string          `yaml:"firstBoot"` // cloud-init or ignition
 	RootSizeMiB int64           `yaml:"rootSizeMiB"`
 	RootMiB     int64           `yaml:"rootMiB"`
 	Sysext      Sysext          `yaml:"sysext"`
+	Disk        Disk            `yaml:"disk"`
+	Vendor      vendors.Spec    `yaml:"vendor"`
 	Mask        []string        `yaml:"mask"` // units that cannot live on an immutable, offline /usr
+	Off         []string        `yaml:"off"`  // files that are covered by a link to /dev/null, for the same reason
 	Packages    Packages        `yaml:"packages"`
 	Config      FirstBootConfig `yaml:"config"`
 }
 
-// Sysext is how the OS's systemd recognises an extension as made for it.
+// Sysext is how the OS's systemd recognises an extension as made for it (os-release(5)). The
+// ID _any fits every system; one of VersionID and Level fits others.
 type Sysext struct {
 	ID        string `yaml:"id"`
 	VersionID string `yaml:"versionID"`
+	Level     string `yaml:"level"`
 }
+
+// Disk is what must be known of a vendor's disk before it is looked into.
+type Disk struct {
+	Root       string `yaml:"root"`       // label of the root file system; empty: any with an os-release
+	Filesystem string `yaml:"filesystem"` // of the root: ext4, or xfs, which kimage cannot edit; empty: ext4
+	USR        string `yaml:"usr"`        // name of the partition with /usr, if that is not on the root: kimage does not look into it
+	Verity     bool   `yaml:"verity"`     // the system has libcryptsetup, where kimage cannot look
+}
+
+// editable says whether activation files are baked into the root.
+func (o OS) editable() bool { return o.Disk.Filesystem == "" || o.Disk.Filesystem == "ext4" }
+
+// opaque says that what is in /usr cannot be looked up.
+func (o OS) opaque() bool { return o.Disk.USR != "" || !o.editable() }
 
 // Packages says how the base is made from the distribution's packages; an
 // empty suite means that it cannot be.
@@ -62,40 +87,90 @@ type FirstBootConfig struct {
 
 // inputs is what decides the content of an image of the OS.
 func (o OS) inputs() string {
-	o.Title, o.Aliases, o.Tested, o.User, o.Config = "", nil, "", "", FirstBootConfig{}
+	o.Title, o.Aliases, o.Successor, o.Tested, o.User, o.Config, o.Vendor = "", nil, "", "", "", FirstBootConfig{}, vendors.Spec{}
 	return fmt.Sprintf("%+v", o)
 }
 
-// Baked says whether this kimage can bake the OS; others can be configured only.
-func (o OS) Baked() bool { return o.Packages.Suite != "" }
+// OwnOSes names the environment variable with a directory of OS files that people wrote:
+// they are listed with kimage's own, and are taken instead of those of the same name.
+const OwnOSes = "KIMAGE_OS_PATH"
 
 // OSes returns every OS file, by name.
 func OSes() ([]OS, error) {
+	all := map[string]OS{}
 	files, err := osFiles.ReadDir("os")
 	if err != nil {
 		return nil, err
 	}
-	var all []OS
 	for _, f := range files {
 		data, err := osFiles.ReadFile("os/" + f.Name())
 		if err != nil {
 			return nil, err
 		}
-		var o OS
-		dec := yaml.NewDecoder(bytes.NewReader(data))
-		dec.KnownFields(true)
-		if err := dec.Decode(&o); err != nil {
+		o, err := readOS(data, vendors.Carried)
+		if err != nil {
 			return nil, fmt.Errorf("reading images/os/%s: %w", f.Name(), err)
 		}
-		all = append(all, o)
+		all[o.Name] = o
 	}
-	slices.SortFunc(all, func(a, b OS) int { return strings.Compare(a.Name, b.Name) })
-	return all, nil
+	if dir := os.Getenv(OwnOSes); dir != "" {
+		own, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
+		if err != nil {
+			return nil, err
+		}
+		for _, file := range own {
+			o, err := ownOS(file)
+			if err != nil {
+				return nil, fmt.Errorf("$%s: %w", OwnOSes, err)
+			}
+			all[o.Name] = o
+		}
+	}
+	return slices.SortedFunc(maps.Values(all), func(a, b OS) int { return strings.Compare(a.Name, b.Name) }), nil
 }
 
-// FindOS returns the OS of that name or alias. An unknown name is an error
-// with the nearest known ones.
+// readOS reads an OS file; keys returns the vendor's keys by their file's name.
+func readOS(data []byte, keys func(name string) ([]byte, error)) (OS, error) {
+	var o OS
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	dec.KnownFields(true)
+	err := dec.Decode(&o)
+	if err != nil {
+		return o, err
+	}
+	if o.Vendor.Keys.File != "" {
+		if o.Vendor.Keys.Data, err = keys(o.Vendor.Keys.File); err != nil {
+			return o, fmt.Errorf("vendor.keys.file: %w", err)
+		}
+	}
+	switch {
+	case !nameRule.MatchString(o.Name):
+		return o, fmt.Errorf("name %q: use lower-case letters, digits, dots and dashes", o.Name)
+	case len(o.Arches) == 0:
+		return o, errors.New("arches is missing: [amd64], [arm64] or both")
+	case o.FirstBoot != "cloud-init" && o.FirstBoot != "ignition":
+		return o, fmt.Errorf("firstBoot %q: cloud-init or ignition", o.FirstBoot)
+	case o.Sysext.ID == "":
+		return o, errors.New("sysext.id is missing: ID of the system's os-release")
+	case o.Disk.Filesystem != "" && o.Disk.Filesystem != "ext4" && o.Disk.Filesystem != "xfs":
+		return o, fmt.Errorf("disk.filesystem %q: ext4 or xfs", o.Disk.Filesystem)
+	case o.RootSizeMiB <= 0:
+		return o, errors.New("rootSizeMiB is missing: how far the root may grow")
+	case o.Vendor.Known():
+		return o, o.Vendor.Check()
+	case o.Packages.Suite == "":
+		return o, errors.New("neither vendor nor packages says where the system comes from")
+	}
+	return o, nil
+}
+
+// FindOS returns the OS of that name or alias, or that of a person's own OS file: a name
+// with a slash, or that ends in .yaml. An unknown name is an error with the nearest known
+// ones.
 func FindOS(name string) (OS, error) {
+	if strings.Contains(name, "/") || strings.HasSuffix(name, ".yaml") {
+		return ownOS(name)
+	}
 	all, err := OSes()
 	if err != nil {
 		return OS{}, err
@@ -108,4 +183,22 @@ func FindOS(name string) (OS, error) {
 		names = append(append(names, o.Name), o.Aliases...)
 	}
 	return OS{}, nearest.Unknown("operating system", name, names)
+}
+
+// ownOS reads an OS file; keys lie beside it.
+func ownOS(file string) (OS, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return OS{}, fmt.Errorf("reading the OS file: %w", err)
+	}
+	o, err := readOS(data, func(name string) ([]byte, error) {
+		if !filepath.IsAbs(name) {
+			name = filepath.Join(filepath.Dir(file), name)
+		}
+		return os.ReadFile(name)
+	})
+	if err != nil {
+		return OS{}, fmt.Errorf("%s: %w", file, err)
+	}
+	return o, nil
 }

@@ -195,7 +195,6 @@ func (b packagesBase) configure(t *tree.Tree, subst *strings.Replacer) error {
 		"etc/machine-id":                              nil,
 		"etc/hostname":                                []byte("localhost\n"),
 		"etc/cloud/cloud.cfg.d/90_kimage.cfg":         embedded("debian/cloud.cfg"),
-		"etc/cloud/ds-identify.cfg":                   embedded("debian/ds-identify.cfg"),
 		"etc/systemd/network/99-kimage-dhcp.network":  embedded("debian/dhcp.network"),
 		"etc/modprobe.d/kimage.conf":                  embedded("debian/modprobe.conf"),
 		"etc/systemd/system/kimage-host-keys.service": embedded("debian/sshd-keys.service"),

@@ -73,8 +73,7 @@ func (b *Builder) payloadTree(set *components.Set, m manifest) (*tree.Tree, erro
 	if b.config.Network == "flannel" {
 		own["usr/share/kimage/flannel.yaml"] = []byte(subst.Replace(string(embedded("payload/flannel.yaml"))))
 	}
-	own["usr/lib/extension-release.d/extension-release.kimage"] = fmt.Appendf(nil, "ID=%s\nVERSION_ID=%s\nARCHITECTURE=%s\n",
-		b.os.Sysext.ID, b.os.Sysext.VersionID, systemdArch[b.config.Arch])
+	own["usr/lib/extension-release.d/extension-release.kimage"] = b.os.Sysext.release(b.config.Arch)
 	data, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return nil, err
@@ -96,6 +95,18 @@ func (b *Builder) payloadTree(set *components.Set, m manifest) (*tree.Tree, erro
 		return nil, err
 	}
 	return t, checkPayload(t)
+}
+
+// release is the extension-release(5) of an extension for the system.
+func (s Sysext) release(arch string) []byte {
+	out := fmt.Appendf(nil, "ID=%s\n", s.ID)
+	if s.VersionID != "" {
+		out = fmt.Appendf(out, "VERSION_ID=%s\n", s.VersionID)
+	}
+	if s.Level != "" {
+		out = fmt.Appendf(out, "SYSEXT_LEVEL=%s\n", s.Level)
+	}
+	return fmt.Appendf(out, "ARCHITECTURE=%s\n", systemdArch[arch])
 }
 
 var systemdArch = map[string]string{"amd64": "x86-64", "arm64": "arm64"}

@@ -21,7 +21,11 @@ func (r *Result) Receipt() string {
 	w := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(&b, "\n%s  imageID %s  %s, Kubernetes %s, %s, %s, %s\n\n", r.Name, r.ImageID, r.OS, r.Kubernetes, r.Runtime, r.Network, r.Arch)
 	fmt.Fprintf(w, "  INSIDE\tVERSION\tFROM\tVERIFIED BY\n")
-	fmt.Fprintf(w, "  base\t%s\t%s\t%s\n", count(len(m.Base.Packages), "package"), m.Base.Origin, m.Base.VerifiedBy)
+	version := m.Base.Version
+	if len(m.Base.Packages) > 0 {
+		version = count(len(m.Base.Packages), "package")
+	}
+	fmt.Fprintf(w, "  base\t%s\t%s\t%s\n", version, m.Base.Origin, m.Base.VerifiedBy)
 	for _, c := range m.Components {
 		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", c.Name, c.Version, c.Origin, c.VerifiedBy)
 	}

@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 
 // fixture is a small base of Debian's layout and a mirror of small files: the
 // formats are real, the programs are not.
-type fixture struct{ dir, base, mirror, agent string }
+type fixture struct{ dir, base, flatcar, mirror, agent string }
 
 var shared struct {
 	once sync.Once
@@ -58,45 +58,79 @@ func fixtures(t *testing.T) fixture {
 		if shared.dir, shared.err = os.MkdirTemp("", "kimage-test"); shared.err != nil {
 			return
 		}
-		shared.err = errors.Join(os.Chmod(shared.dir, 0o755), writeBase(filepath.Join(shared.dir, "base.raw"), shared.dir),
-			writeMirror(filepath.Join(shared.dir, "mirror"), "v1.37.2"), os.WriteFile(filepath.Join(shared.dir, "agent"), []byte("#!agent"), 0o755))
+		shared.err = errors.Join(os.Chmod(shared.dir, 0o755), writeBase(filepath.Join(shared.dir, "base.raw"), shared.dir, debianDisk), writeBase(filepath.Join(shared.dir, "flatcar.raw"), shared.dir, flatcarDisk),
+			writeMirror(filepath.Join(shared.dir, "mirror"), "v1.37.2", "amd64"), os.WriteFile(filepath.Join(shared.dir, "agent"), []byte("#!agent"), 0o755))
 	})
 	if shared.err != nil {
 		t.Fatal(shared.err)
 	}
 	d := shared.dir
-	return fixture{d, filepath.Join(d, "base.raw"), filepath.Join(d, "mirror"), filepath.Join(d, "agent")}
+	return fixture{d, filepath.Join(d, "base.raw"), filepath.Join(d, "flatcar.raw"), filepath.Join(d, "mirror"), filepath.Join(d, "agent")}
 }
 
 const linuxData = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 
-func writeBase(file, scratch string) error {
-	const size, rootFirst = 96 << 20, 8192
+// smallDisk is a small disk of some system's layout. Its root, the last partition, is ext4.
+type smallDisk struct {
+	partitions []gpt.Partition // their sizes in MiB are in LastLBA
+	label      string
+	files      map[string]string
+}
+
+var debianDisk = smallDisk{[]gpt.Partition{{Number: 1, Name: "root", TypeGUID: linuxData, LastLBA: 64}}, "root", map[string]string{
+	"usr/lib/os-release":                           "PRETTY_NAME=\"Debian GNU/Linux 13 (trixie)\"\nID=debian\nVERSION_ID=\"13\"\n",
+	"usr/lib/x86_64-linux-gnu/libcryptsetup.so.12": "elf", "usr/bin/true": "elf", "usr/lib/systemd/system/x.service": "", "etc/hostname": "localhost\n",
+}}
+
+// flatcarDisk has /usr on a partition of its own, which nothing here can read.
+var flatcarDisk = smallDisk{[]gpt.Partition{
+	{Number: 1, Name: "EFI-SYSTEM", TypeGUID: "C12A7328-F81F-11D2-BA4B-00A0C93EC93B", LastLBA: 4},
+	{Number: 2, Name: "BIOS-BOOT", TypeGUID: "21686148-6449-6E6F-744E-656564454649", LastLBA: 2},
+	{Number: 3, Name: "USR-A", TypeGUID: "5DFBF5F4-2848-4BAC-AA5E-0D9A20B745A6", GUID: "7130C94A-213A-4E5A-8E26-6CCE9662F132", Attributes: 0x0101 << 48, LastLBA: 8},
+	{Number: 4, Name: "USR-B", TypeGUID: "5DFBF5F4-2848-4BAC-AA5E-0D9A20B745A6", GUID: "E03DD35C-7C2D-4A47-B3FE-27F15780A57C", LastLBA: 8},
+	{Number: 6, Name: "OEM", TypeGUID: linuxData, LastLBA: 2},
+	{Number: 7, Name: "OEM-CONFIG", TypeGUID: "C95DC21A-DF0E-4340-8D7B-26CBFA9A03E0", LastLBA: 2},
+	{Number: 9, Name: "ROOT", TypeGUID: "3884DD41-8582-4404-B9A8-E9B84F2DF50E", LastLBA: 64},
+}, "ROOT", map[string]string{"etc/flatcar/update.conf": "SERVER=none\n"}}
+
+func writeBase(file, scratch string, d smallDisk) error {
 	f, err := os.Create(file)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := f.Truncate(size); err != nil {
-		return err
-	}
 	table := gpt.New(gpt.DeriveGUID("test"))
-	root := gpt.Partition{Number: 1, Name: "root", TypeGUID: linuxData, GUID: gpt.DeriveGUID("root"), FirstLBA: rootFirst, LastLBA: rootFirst + 64<<20/512 - 1}
-	if _, err := table.Add(root); err != nil {
+	const mib = 1 << 20 / gpt.SectorBytes
+	next := uint64(4 * mib)
+	var root gpt.Partition
+	for i, p := range d.partitions {
+		p.FirstLBA, next = next, next+p.LastLBA*mib
+		if p.LastLBA = next - 1; p.GUID == "" {
+			p.GUID = gpt.DeriveGUID(p.Name)
+		}
+		if root, err = table.Add(p); err != nil {
+			return err
+		}
+		// What is in a vendor's partition must stay.
+		if i < len(d.partitions)-1 {
+			if _, err := f.WriteAt([]byte("content of "+p.Name), p.OffsetBytes()+4096); err != nil {
+				return err
+			}
+		}
+	}
+	size := int64(next+28*mib) * gpt.SectorBytes
+	if err := f.Truncate(size); err != nil {
 		return err
 	}
 	if err := table.Write(f, size); err != nil {
 		return err
 	}
-	if err := ext4.Make(context.Background(), ext4.MakeConfig{File: file, OffsetBytes: root.OffsetBytes(), SizeBytes: root.SizeBytes(), Label: "root",
+	if err := ext4.Make(context.Background(), ext4.MakeConfig{File: file, OffsetBytes: root.OffsetBytes(), SizeBytes: root.SizeBytes(), Label: d.label,
 		UUID: "aaaaaaaa-bbbb-8ccc-8ddd-eeeeeeeeeeee", JournalMiB: 4, UnixTime: 1, ScratchDirectory: scratch}); err != nil {
 		return err
 	}
 	t := tree.New()
-	for p, content := range map[string]string{
-		"usr/lib/os-release":                           "PRETTY_NAME=\"Debian GNU/Linux 13 (trixie)\"\nID=debian\nVERSION_ID=\"13\"\n",
-		"usr/lib/x86_64-linux-gnu/libcryptsetup.so.12": "elf", "usr/bin/true": "elf", "usr/lib/systemd/system/x.service": "", "etc/hostname": "localhost\n",
-	} {
+	for p, content := range d.files {
 		if err := t.Bytes(p, 0o644, []byte(content)); err != nil {
 			return err
 		}
@@ -112,8 +146,8 @@ func put(file string, content []byte) error {
 }
 
 // writeMirror writes what components.Downloads lists.
-func writeMirror(dir, kubernetes string) error {
-	downloads, refs, err := components.Downloads(kubernetes, "flannel", "amd64")
+func writeMirror(dir, kubernetes, arch string) error {
+	downloads, refs, err := components.Downloads(kubernetes, "flannel", arch)
 	if err != nil {
 		return err
 	}
@@ -145,7 +179,7 @@ func writeMirror(dir, kubernetes string) error {
 		}
 	}
 	for _, ref := range refs {
-		if err := writeImage(dir, ref); err != nil {
+		if err := writeImage(dir, ref, arch); err != nil {
 			return err
 		}
 	}
@@ -170,7 +204,7 @@ func archive(members []string) ([]byte, error) {
 }
 
 // writeImage lays an image out as its registry serves it.
-func writeImage(dir, ref string) error {
+func writeImage(dir, ref, arch string) error {
 	work, err := os.MkdirTemp(dir, "work")
 	if err != nil {
 		return err
@@ -185,7 +219,7 @@ func writeImage(dir, ref string) error {
 		return err
 	}
 	layout := filepath.Join(work, "layout")
-	if err := oci.WriteLayout(layout, oci.Config{Arch: "amd64", Entrypoint: []string{"/program"}, Created: time.Unix(1, 0)}, []oci.Layer{l}); err != nil {
+	if err := oci.WriteLayout(layout, oci.Config{Arch: arch, Entrypoint: []string{"/program"}, Created: time.Unix(1, 0)}, []oci.Layer{l}); err != nil {
 		return err
 	}
 	digest, _, err := oci.Manifest(layout)
@@ -249,7 +283,7 @@ func finish(t *testing.T, cmd *exec.Cmd) (string, string, int) {
 // args are those of a build that needs no network: what a test is about is
 // appended, and wins.
 func (f fixture) args(cache, out string, more ...string) []string {
-	return append([]string{"build", "--os", "debian-13", "--base", f.base, "--components", f.mirror, "--agent", f.agent, "--cache", cache, "-o", out}, more...)
+	return append([]string{"build", "--os", "debian-13", "--base", f.base, "--components", f.mirror, "--agent", f.agent, "--cache", cache, "--lock", filepath.Join(cache, "kimage.lock"), "-o", out}, more...)
 }
 
 type built struct {

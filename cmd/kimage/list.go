@@ -20,7 +20,10 @@ func newList() *cobra.Command {
 		Use:   "list [" + strings.Join(kinds, "|") + "]",
 		Short: "List what can be baked",
 		Long: `Lists operating systems, Kubernetes versions, runtimes, network plugins and
-formats. "downloads" lists every file and container image that --components
+formats. How far a system is tested: vendor (its own image booted to Ready),
+lookalike (its partition table and first boot, with another userland), render
+(its first-boot config is accepted). $KIMAGE_OS_PATH is a directory with OS
+files of your own. "downloads" lists every file and container image that --components
 release fetches: a mirror holds each at MIRROR/HOST/PATH, an image at
 MIRROR/REGISTRY/v2/NAME/manifests/TAG and .../blobs/DIGEST.`,
 		ValidArgs: kinds,
@@ -47,9 +50,9 @@ MIRROR/REGISTRY/v2/NAME/manifests/TAG and .../blobs/DIGEST.`,
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
 			if len(args) == 0 || args[0] == "os" {
-				fmt.Fprintln(w, "OS\tALSO\tSYSTEM\tARCH\tFIRST BOOT\tTESTED")
+				fmt.Fprintln(w, "OS\tALSO\tSYSTEM\tARCH\tFIRST BOOT\tFOR\tTESTED")
 				for _, o := range oses {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", o.Name, strings.Join(o.Aliases, ", "), o.Title, strings.Join(o.Arches, ", "), o.FirstBoot, o.Tested)
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", o.Name, strings.Join(o.Aliases, ", "), o.Title, strings.Join(o.Arches, ", "), o.FirstBoot, strings.Join(o.Vendor.For(), " "), o.Tested)
 				}
 			}
 			for _, kind := range kinds[1:5] {

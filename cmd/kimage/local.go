@@ -162,10 +162,10 @@ func (l *localCluster) needs(f *cluster.File) error {
 
 // bake makes the image of the cluster file, and returns its path. An image has its
 // own name: machines that were made from another one go on with theirs.
-func (l *localCluster) bake(ctx context.Context, f *cluster.File, format string) (string, error) {
+func (l *localCluster) bake(ctx context.Context, f *cluster.File, platform, format string) (string, error) {
 	spec := f.Cluster.Spec
-	c := images.Config{OS: f.OS.Name, Kubernetes: spec.Kubernetes, Runtime: spec.Runtime, Network: spec.Network.Plugin, Arch: "amd64", Formats: []string{format},
-		Base: "auto", Components: "auto", Images: "all", Name: "new", Output: l.in("images"), Report: progress.New(os.Stderr, images.Stages)}
+	c := images.Config{OS: f.OS.Name, Kubernetes: spec.Kubernetes, Runtime: spec.Runtime, Network: spec.Network.Plugin, Arch: "amd64", For: platform, Formats: []string{format},
+		Base: "auto", Mirror: os.Getenv("KIMAGE_MIRROR"), Lock: filepath.Join(filepath.Dir(l.path), images.LockFile), Components: "auto", Images: "all", Name: "new", Output: l.in("images"), Report: progress.New(os.Stderr, images.Stages)}
 	result, err := bake(ctx, c, "")
 	if err != nil {
 		return "", err
@@ -227,14 +227,18 @@ func (l *localCluster) configure(cmd *cobra.Command, f *cluster.File, identity s
 		if f.OS.FirstBoot == "cloud-init" {
 			m.Seed = filepath.Join(dir, ignition.SeedFile)
 		} else {
-			m.FwCfg = map[string]string{ignitionKey: filepath.Join(dir, ignition.ConfigFile)}
+			m.FwCfg = map[string]string{}
+			for _, key := range ignitionKeys {
+				m.FwCfg[key] = filepath.Join(dir, ignition.ConfigFile)
+			}
 		}
 	}
 	return s, nil
 }
 
-// ignitionKey is where Ignition looks for its config in QEMU's firmware configuration.
-const ignitionKey = "opt/com.coreos/config"
+// ignitionKeys are where Ignition looks for its config in QEMU's firmware configuration:
+// Fedora CoreOS' and Flatcar's.
+var ignitionKeys = []string{"opt/com.coreos/config", "opt/org.flatcar-linux/config"}
 
 // unhurried lets the control plane of emulated machines be slow, where the file does
 // not say how fast it is to be: by its own times it gives up being the leader, ends
@@ -321,7 +325,7 @@ func (l *localCluster) prepare(cmd *cobra.Command, f *cluster.File, identity, im
 		return spec, nil, err
 	}
 	if image == "" {
-		if image, err = l.bake(cmd.Context(), f, "raw"); err != nil {
+		if image, err = l.bake(cmd.Context(), f, "qemu", "raw"); err != nil {
 			return spec, nil, err
 		}
 	} else if image, err = filepath.Abs(image); err != nil {

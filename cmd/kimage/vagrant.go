@@ -155,7 +155,7 @@ func makeVagrant(cmd *cobra.Command, o cluster.Outline, dir, provider string) er
 	if err != nil {
 		return err
 	}
-	box, err := l.bake(cmd.Context(), f, "vagrant-"+provider)
+	box, err := l.bake(cmd.Context(), f, "vagrant", "vagrant-"+provider)
 	if err != nil {
 		return err
 	}
@@ -172,8 +172,8 @@ func makeVagrant(cmd *cobra.Command, o cluster.Outline, dir, provider string) er
 	m.Kubeconfig, m.NodeKubeconfig, m.Machines = filepath.Join(dir, "kubeconfig"), l.in("kubeconfig-node"), map[string]vagrantMachine{}
 	var files []string
 	for _, x := range spec.Machines {
-		m.Machines[x.Name] = vagrantMachine{Roles: x.Roles, MAC: strings.ReplaceAll(x.MAC, ":", ""), CPUs: x.CPUs, MemoryMiB: x.MemoryMiB, DiskGiB: x.DiskGiB, Seed: x.Seed, Ignition: x.FwCfg[ignitionKey]}
-		files = append(files, cmp.Or(x.Seed, x.FwCfg[ignitionKey]))
+		m.Machines[x.Name] = vagrantMachine{Roles: x.Roles, MAC: strings.ReplaceAll(x.MAC, ":", ""), CPUs: x.CPUs, MemoryMiB: x.MemoryMiB, DiskGiB: x.DiskGiB, Seed: x.Seed, Ignition: x.FwCfg[ignitionKeys[0]]}
+		files = append(files, cmp.Or(x.Seed, x.FwCfg[ignitionKeys[0]]))
 	}
 	if provider == "libvirt" {
 		if err := libvirt.LetRead(cmd.Context(), dir, files); err != nil {

@@ -52,6 +52,7 @@ type Config struct {
 // Set is everything that was resolved.
 type Set struct {
 	From       string // release, source or the mirror
+	Mode       string // Release or Source
 	Kubernetes string
 	Programs   []Program
 	Images     []Image
@@ -104,7 +105,7 @@ func Resolve(ctx context.Context, c Config) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	set := &Set{From: r.mode, Kubernetes: r.row["version"], Versions: r.row}
+	set := &Set{From: r.mode, Mode: r.mode, Kubernetes: r.row["version"], Versions: r.row}
 	if r.src.Mirror != "" {
 		set.From = r.src.Mirror
 	}

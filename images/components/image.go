@@ -57,7 +57,7 @@ func (r *resolver) image(ctx context.Context, im imageRecipe) (Image, error) {
 
 func (r *resolver) pull(ctx context.Context, ref string) (string, error) {
 	dir, _, err := r.Cache.Dir(ctx, "pulled", cache.Key(r.src.Mirror, ref, r.Arch), func(ctx context.Context, dir string) error {
-		if r.Offline {
+		if r.Offline && !r.src.Local() {
 			return fetch.ErrOffline
 		}
 		r.Report.Logf("pulling %s", ref)

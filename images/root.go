@@ -1,0 +1,136 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/kimage-project/kimage/pkg/ext4"
+	"github.com/kimage-project/kimage/pkg/gpt"
+)
+
+// rootTypes are the partition types under which systems keep an ext4 root.
+var rootTypes = []string{typeRoot, typeLinux, "B921B045-1DF0-41C3-AF44-4C6F280D3FAE"}
+
+// findRoot finds the root partition of the disk in file.
+func (b *Builder) findRoot(ctx context.Context, file string) (*gpt.Table, gpt.Partition, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, gpt.Partition{}, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, gpt.Partition{}, err
+	}
+	table, err := gpt.Read(f, fi.Size())
+	if errors.Is(err, gpt.ErrNoGPT) && hasMBR(f) {
+		return nil, gpt.Partition{}, fmt.Errorf("the base has an MBR, to which kimage cannot add a partition: take the image of %s that boots by UEFI", b.os.Title)
+	}
+	if err != nil {
+		return nil, gpt.Partition{}, fmt.Errorf("the base: %w: is it a disk image of %s, complete?", err, b.os.Title)
+	}
+	if name := b.os.Disk.USR; name != "" {
+		if _, ok := table.FindName(name); !ok {
+			return nil, gpt.Partition{}, b.noRoot(table, "no partition "+name)
+		}
+	}
+	is := b.isRoot
+	if !b.os.editable() {
+		is = b.isXFSRoot
+	}
+	// The last one: what a system has besides its root, as /boot, lies before it.
+	for _, p := range slices.Backward(byOffset(table.Partitions)) {
+		ok, err := is(ctx, f, p)
+		if err != nil {
+			return nil, gpt.Partition{}, fmt.Errorf("the base: %w", err)
+		}
+		if ok {
+			return table, p, nil
+		}
+	}
+	kind := "ext4"
+	if !b.os.editable() {
+		kind = b.os.Disk.Filesystem
+	}
+	return nil, gpt.Partition{}, b.noRoot(table, "no "+kind+" root partition that kimage knows")
+}
+
+// hasMBR says whether the disk's first sector ends like a boot sector.
+func hasMBR(disk io.ReaderAt) bool {
+	end := make([]byte, 2)
+	_, err := disk.ReadAt(end, 510)
+	return err == nil && end[0] == 0x55 && end[1] == 0xaa
+}
+
+func byOffset(all []gpt.Partition) []gpt.Partition {
+	return slices.SortedFunc(slices.Values(all), func(a, b gpt.Partition) int { return int(a.OffsetBytes()>>20) - int(b.OffsetBytes()>>20) })
+}
+
+func (b *Builder) noRoot(table *gpt.Table, why string) error {
+	var seen []string
+	for _, p := range table.Partitions {
+		seen = append(seen, fmt.Sprintf("%d %q", p.Number, p.Name))
+	}
+	return fmt.Errorf("the base has %s (found: %s): is it an image of %s?", why, strings.Join(seen, ", "), b.os.Title)
+}
+
+// isRoot recognises an ext4 root by its label, or else by its os-release, which has to be
+// that of the system that is to be baked.
+func (b *Builder) isRoot(ctx context.Context, disk *os.File, p gpt.Partition) (bool, error) {
+	label := b.os.Disk.Root
+	if label == "" && !slices.Contains(rootTypes, p.TypeGUID) {
+		return false, nil
+	}
+	sb, err := ext4.ReadSuperblock(disk, p.OffsetBytes())
+	if errors.Is(err, ext4.ErrNotExt4) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if label != "" {
+		return sb.Label == label, nil
+	}
+	release, err := b.osRelease(ctx, ext4.Volume{File: disk.Name(), OffsetBytes: p.OffsetBytes()})
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if release["ID"] != b.os.Sysext.ID || release["VERSION_ID"] != b.os.Sysext.VersionID {
+		return false, fmt.Errorf("it holds %s, not %s: choose another --os or another --base", release["PRETTY_NAME"], b.os.Title)
+	}
+	return true, nil
+}
+
+// isXFSRoot recognises an xfs file system, of the label if the system has one
+// (XFS Algorithms & Data Structures, "Superblocks").
+func (b *Builder) isXFSRoot(_ context.Context, disk *os.File, p gpt.Partition) (bool, error) {
+	head := make([]byte, 120)
+	if _, err := disk.ReadAt(head, p.OffsetBytes()); err != nil && err != io.EOF {
+		return false, err
+	}
+	label := strings.TrimRight(string(head[108:]), "\x00")
+	return string(head[:4]) == "XFSB" && (b.os.Disk.Root == "" || label == b.os.Disk.Root), nil
+}
+
+func (b *Builder) osRelease(ctx context.Context, v ext4.Volume) (map[string]string, error) {
+	data, err := v.ReadFile(ctx, "usr/lib/os-release")
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]string{}
+	for line := range strings.Lines(string(data)) {
+		if k, val, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			out[k] = strings.Trim(val, `"'`)
+		}
+	}
+	return out, nil
+}
