@@ -49,23 +49,18 @@ spec:
 // wayOut are the addresses of QEMU's router and DNS server.
 const wayOut = "gateway: 10.0.2.2, nameservers: [10.0.2.3]"
 
-// debianSnippet is what a Debian root needs besides: core may become root, sshd
-// reads keys where Ignition puts them, and Debian's build of Ignition, which
-// always labels files for SELinux, finds a policy of one line.
-const debianSnippet = `variant: flatcar
+// snippet is what people add to the config of Ignition.
+const snippet = `variant: flatcar
 version: 1.0.0
 storage:
   files:
-  - {path: /etc/sudoers.d/core, mode: 0440, contents: {inline: "core ALL=(ALL) NOPASSWD: ALL\n"}}
-  - {path: /etc/ssh/sshd_config.d/ignition.conf, mode: 0644, contents: {inline: "AuthorizedKeysFile .ssh/authorized_keys .ssh/authorized_keys.d/ignition\n"}}
-  - {path: /etc/selinux/config, mode: 0644, contents: {inline: "SELINUX=disabled\nSELINUXTYPE=none\n"}}
-  - {path: /etc/selinux/none/contexts/files/file_contexts, mode: 0644, contents: {inline: "/.* system_u:object_r:file_t:s0\n"}}
+  - {path: /etc/added, mode: 0600, contents: {inline: "by people\n"}}
 `
 
 // configs writes the configs of a cluster and returns their directory.
-func configs(t *testing.T, osName, sshKey, snippet string, args ...string) string {
+func configs(t *testing.T, osName, sshKey, more string, args ...string) string {
 	t.Helper()
-	return configsOf(t, strings.NewReplacer("OSNAME", osName, "SSHKEY", sshKey, "    SNIPPET\n", snippet).Replace(clusterFile), args...)
+	return configsOf(t, strings.NewReplacer("OSNAME", osName, "SSHKEY", sshKey, "    SNIPPET\n", more).Replace(clusterFile), args...)
 }
 
 // configsOf makes the configs of a cluster file.
@@ -75,7 +70,7 @@ func configsOf(t *testing.T, text string, args ...string) string {
 	if err := os.WriteFile(filepath.Join(dir, "cluster.yaml"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "debian.bu"), []byte(debianSnippet), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "snippet.bu"), []byte(snippet), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	kimage, err := filepath.Abs("../bin/kimage")
@@ -257,7 +252,7 @@ func dracutPackages(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	packages := []string{"dracut", "dracut-core", "dracut-network", "ignition", "policycoreutils", "curl"}
+	packages := []string{"dracut", "dracut-core", "dracut-network", "ignition", "policycoreutils", "curl", "cryptsetup-bin"}
 	return tool(t, func(dir string) {
 		scratch := t.TempDir()
 		found, err := debs.Fetch(t.Context(), debs.Config{Mirror: mirror, Suite: "trixie", Arch: "amd64", Packages: packages, Dir: scratch})
@@ -322,7 +317,7 @@ func TestIgnitionApplies(t *testing.T) {
 		if err := os.MkdirAll(filepath.Dir(root+"/etc/selinux/"+path), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(root+"/etc/selinux/"+path, []byte(content), 0o644); err != nil { // for Debian's build, see debianSnippet
+		if err := os.WriteFile(root+"/etc/selinux/"+path, []byte(content), 0o644); err != nil { // Debian's build labels files whether there is SELinux or not
 			t.Fatal(err)
 		}
 	}
@@ -387,30 +382,6 @@ func (n *node) told(wayOut bool) {
 	n.must("cd /etc/kimage/pki && openssl verify -CAfile etcd-ca.crt etcd-server.crt etcd-agent.crt apiserver-etcd-client.crt && openssl verify -CAfile etcd-peer-ca.crt etcd-peer.crt", time.Minute)
 	if out := n.must("ip -4 -o address show dev "+qemu.Interface+"; ip route; systemctl show -p Environment containerd", time.Minute); !strings.Contains(out, "10.0.2.15/24") || strings.Contains(out, "dynamic") || strings.Contains(out, "default via 10.0.2.2") != wayOut || !strings.Contains(out, "HTTP_PROXY=http://proxy.example:3128") {
 		n.t.Errorf("network and proxy:\n%s", out)
-	}
-}
-
-// TestIgnitionBoots: a machine whose first boot is Ignition's (Debian's root,
-// dracut with Debian's module for Ignition, config through fw_cfg) becomes what
-// its config says.
-func TestIgnitionBoots(t *testing.T) {
-	key := newKey(t)
-	dir := configs(t, "flatcar-stable", key.Public, "    butane: debian.bu\n")
-	root := imageRoot(t)
-	need.Judge(t, "cp", "-a", dracutPackages(t)+"/.", root)
-	const script = `set -e
-mount -t proc proc "$1/proc" && mount -t sysfs sys "$1/sys" && mount --rbind /dev "$1/dev" && mount -t tmpfs none "$1/run"
-kver=$(ls "$1/usr/lib/modules")
-chroot "$1" dracut --force --no-hostonly --add ignition --add-drivers "qemu_fw_cfg virtio_blk virtio_pci ext4" --kver "$kver" /initrd.ignition
-cp "$1/boot/vmlinuz-$kver" "$1/vmlinuz.ignition"`
-	need.Judge(t, "unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", root)
-	uuid := strings.TrimSpace(need.Judge(t, "sh", "-c", "dumpe2fs -h '"+volume(t, "root")+"' 2>/dev/null | sed -n 's/^Filesystem UUID: *//p'"))
-	n := bootWith(t, qemu.Config{Dir: filepath.Join(t.TempDir(), "node"), MemoryMiB: 2048, Kernel: root + "/vmlinuz.ignition", Initrd: root + "/initrd.ignition",
-		Append: "root=UUID=" + uuid + " ro console=ttyS0 cloud-init=disabled ignition.firstboot ignition.platform.id=qemu rd.neednet=0",
-		FwCfg:  map[string]string{"opt/com.coreos/config": filepath.Join(dir, "nodes/k8s-01/config.ign")}}, "core", key)
-	n.told(true)
-	if got := n.must("cat /etc/systemd/network/10-kimage.network", time.Minute); !strings.Contains(got, qemu.MAC) {
-		t.Error(got)
 	}
 }
 

@@ -42,7 +42,7 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	cmd := exec.Command("../bin/kimage", "build", "--os", system, "--json", "-o", dir)
+	cmd := exec.Command("../bin/kimage", "build", "--os", system, "--base", "packages", "--lock", filepath.Join(dir, "kimage.lock"), "--json", "-o", dir)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
@@ -118,10 +118,13 @@ func newKey(t *testing.T) qemu.Key {
 	return key
 }
 
-// newNode makes a machine with the image on its disk and no way out.
+// newNode makes a machine with the image, or the one that c names, on its disk and no way out.
 func newNode(t *testing.T, c qemu.Config, user string, key qemu.Key) *node {
 	t.Helper()
-	c.Image, c.Format, c.DiskGiB, c.Isolated = image, "raw", 20, true
+	if c.Image == "" {
+		c.Image = image
+	}
+	c.Format, c.DiskGiB, c.Isolated = "raw", 20, true
 	m, err := qemu.New(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)

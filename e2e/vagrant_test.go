@@ -46,9 +46,10 @@ type vagrantHost struct {
 	pid   string // of the first process in its namespaces
 	clone string
 	home  string // Vagrant's
+	env   []string
 }
 
-func newVagrantHost(t *testing.T) *vagrantHost {
+func newVagrantHost(t *testing.T, env ...string) *vagrantHost {
 	t.Helper()
 	need.Root(t, "a network namespace")
 	for program, pkg := range map[string]string{"vagrant": "vagrant", "libvirtd": "libvirt-daemon-system", "dnsmasq": "dnsmasq-base", "setfacl": "acl", "virsh": "libvirt-clients"} {
@@ -61,7 +62,7 @@ func newVagrantHost(t *testing.T) *vagrantHost {
 		}
 	}
 	libvirt := filepath.Join(dir, "libvirt")
-	h := &vagrantHost{t: t, clone: filepath.Join(dir, "clone"), home: filepath.Join(dir, "home")}
+	h := &vagrantHost{t: t, clone: filepath.Join(dir, "clone"), home: filepath.Join(dir, "home"), env: env}
 	if err := os.MkdirAll(libvirt, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +105,7 @@ func newVagrantHost(t *testing.T) *vagrantHost {
 // try runs a program on the host, in the clone.
 func (h *vagrantHost) try(argv ...string) (string, error) {
 	cmd := exec.Command("nsenter", append([]string{"--target", h.pid, "--net", "--mount", "--pid", "--", "sh", "-c", `cd "$0"; exec "$@"`, h.clone}, argv...)...)
-	cmd.Env = append(os.Environ(), "VAGRANT_HOME="+h.home, "VAGRANT_DEFAULT_PROVIDER=libvirt", "VAGRANT_CHECKPOINT_DISABLE=1", "KIMAGE_NUM_INSTANCES=2")
+	cmd.Env = append(append(os.Environ(), "VAGRANT_HOME="+h.home, "VAGRANT_DEFAULT_PROVIDER=libvirt", "VAGRANT_CHECKPOINT_DISABLE=1"), h.env...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
@@ -165,7 +166,7 @@ func TestVagrant(t *testing.T) {
 		t.Skip("asked for by make e2e-vagrant")
 	}
 	kubectlProgram := need.Built(t, "kubectl")
-	h := newVagrantHost(t)
+	h := newVagrantHost(t, "KIMAGE_NUM_INSTANCES=2")
 	said := ""
 	for _, line := range quickStart(t) {
 		out := h.run("bash", "-ec", line)
@@ -214,4 +215,27 @@ func TestVagrant(t *testing.T) {
 	if out := h.run("virsh", "-c", "qemu:///system", "list", "--all", "--name"); strings.TrimSpace(out) != "" {
 		t.Errorf("machines are left: %s", out)
 	}
+}
+
+// TestVagrantFlatcar: three lines in a clone, and what Flatcar's server has is resolved,
+// verified, downloaded, baked and booted: here a lookalike, signed by a key that an OS file
+// names in place of Flatcar's.
+func TestVagrantFlatcar(t *testing.T) {
+	if os.Getenv("KIMAGE_E2E_VAGRANT") == "" {
+		t.Skip("asked for by make e2e-vagrant")
+	}
+	mirror, osPath := flatcarServer(t, lookalike(t, "flatcar"))
+	h := newVagrantHost(t, "KIMAGE_MIRROR="+mirror, "KIMAGE_OS_PATH="+osPath)
+	h.run("bash", "-ec", `sed -i 's/\$os =.*/\$os = \"coreos-stable\"/g' Vagrantfile`)
+	if out := h.run("vagrant", "up"); !strings.Contains(out, "stable.release.flatcar-linux.net/amd64-usr/4800.2.0/flatcar_production_qemu_image.img") {
+		t.Error("it is not said which image was taken")
+	}
+	var out string
+	for end := time.Now().Add(5 * time.Minute); !strings.Contains(out, " Ready ") && time.Now().Before(end); time.Sleep(5 * time.Second) {
+		out, _ = h.try("vagrant", "ssh", "k8s-01", "-c", ". /etc/os-release; echo $ID; kubectl get nodes --no-headers")
+	}
+	if !strings.Contains(out, "flatcar") || !strings.Contains(out, " Ready ") {
+		t.Error(out)
+	}
+	h.run("vagrant", "destroy", "-f")
 }

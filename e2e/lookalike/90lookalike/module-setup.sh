@@ -1,0 +1,17 @@
+#!/bin/bash
+# Called by dracut.
+
+check() { return 255; }
+
+depends() { echo dm; }
+
+installkernel() { instmods btrfs dm-verity overlay squashfs loop; }
+
+# shellcheck disable=SC2154 # dracut's variables
+install() {
+	inst_multiple veritysetup systemd-sysext systemd-confext mount mkdir sleep grep cat ln || exit 1
+	inst_simple "$moddir/usr.sh" /usr/bin/lookalike-usr
+	inst_simple "$moddir/lookalike.service" /usr/lib/systemd/system/lookalike.service
+	mkdir -p "$initdir/usr/lib/systemd/system/initrd-root-fs.target.requires"
+	ln -s ../lookalike.service "$initdir/usr/lib/systemd/system/initrd-root-fs.target.requires/lookalike.service"
+}
