@@ -121,8 +121,8 @@ func flatcarServer(t *testing.T, disk string) (mirror, osPath string) {
 	return mirror, osPath
 }
 
-// bakeOnto bakes a raw image and returns it.
-func bakeOnto(t *testing.T, env []string, args ...string) string {
+// bakeOnto bakes a raw image, which kimage verifies, and returns it.
+func bakeOnto(t *testing.T, env []string, args ...string) (file string) {
 	t.Helper()
 	out := t.TempDir()
 	cmd := exec.Command("../bin/kimage", append([]string{"build", "--format", "raw", "--json", "--lock", filepath.Join(out, "kimage.lock"), "-o", out}, args...)...)
@@ -134,6 +134,7 @@ func bakeOnto(t *testing.T, env []string, args ...string) string {
 		t.Fatalf("%v: %v\n%s", cmd.Args, err, words.String())
 	}
 	t.Logf("%s", words.String())
+	defer func() { need.Judge(t, "../bin/kimage", "verify", file) }()
 	var r struct{ Artifacts []struct{ Path string } }
 	if err := json.Unmarshal(data, &r); err != nil {
 		t.Fatal(err)

@@ -9,6 +9,13 @@ import (
 	"github.com/kimage-project/kimage/pkg/tree"
 )
 
+// What of the root's files is of one image alone.
+const (
+	rootImageID    = "etc/kimage/imageID"
+	rootRootHash   = "etc/kimage/roothash"
+	rootPayloadSum = "etc/kimage/payload.sha256" // of a payload without a root hash
+)
+
 // Activation are the files and links that make a base of the OS mount KIMAGE,
 // merge the payload and start it. A root that kimage can edit gets them when it
 // is baked, others at first boot.
@@ -65,17 +72,17 @@ func (o OS) Activation() (*tree.Tree, error) {
 
 // activationTree is what is baked into the root: the activation files, and the
 // digest that the payload must have.
-func (b *Builder) activationTree(p payload, imageID string) (*tree.Tree, error) {
-	t, err := b.os.Activation()
+func (o OS) activationTree(p payload, imageID string) (*tree.Tree, error) {
+	t, err := o.Activation()
 	if err != nil {
 		return nil, err
 	}
-	if err := t.Bytes("etc/kimage/imageID", 0o644, []byte(imageID+"\n")); err != nil {
+	if err := t.Bytes(rootImageID, 0o644, []byte(imageID+"\n")); err != nil {
 		return nil, err
 	}
-	name, content := "etc/kimage/payload.sha256", fmt.Appendf(nil, "%s  /var/lib/kimage/extensions/current.raw\n", p.sha256)
+	name, content := rootPayloadSum, fmt.Appendf(nil, "%s  /var/lib/kimage/extensions/current.raw\n", p.sha256)
 	if p.rootHash != "" {
-		name, content = "etc/kimage/roothash", []byte(p.rootHash)
+		name, content = rootRootHash, []byte(p.rootHash)
 	}
 	if err := t.Bytes(name, 0o644, content); err != nil {
 		return nil, err

@@ -3,6 +3,8 @@
 //
 //	cfg -> New (names are checked) -> Build (stages) -> Result
 //
+// What was baked is read again by Inspect, Verify and Diff.
+//
 // What differs between operating systems and between Kubernetes versions is
 // data, under os/ and components/. The package runs no VM and needs no root,
 // loop device or user namespace (but for a base from packages).

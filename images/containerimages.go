@@ -39,9 +39,9 @@ func (im images) info() *storeInfo {
 	case im.entry == "":
 		return nil
 	case im.archive:
-		return &storeInfo{"archive", im.sizeBytes}
+		return &storeInfo{storeArchive, im.sizeBytes}
 	}
-	return &storeInfo{"containerd", im.sizeBytes}
+	return &storeInfo{storeContainerd, im.sizeBytes}
 }
 
 // storeDir is where the agent looks for containerd's root.
@@ -123,7 +123,7 @@ func (im images) tree(ctx context.Context) (*tree.Tree, error) {
 				return nil, err
 			}
 			name := filepath.Base(file)
-			if err := t.Add(tree.Entry{Path: "images/" + name, Mode: 0o644, Size: fi.Size(), Open: func() (io.ReadCloser, error) {
+			if err := t.Add(tree.Entry{Path: archivesDir + "/" + name, Mode: 0o644, Size: fi.Size(), Open: func() (io.ReadCloser, error) {
 				return im.cache.Open(ctx, im.entry, name)
 			}}); err != nil {
 				return nil, err

@@ -35,6 +35,16 @@ const (
 	reservedUID = 64999
 )
 
+// Where things are on KIMAGE.
+const (
+	manifestFile    = "manifest.json"
+	sbomFile        = "sbom.spdx.json"
+	extensionsDir   = "extensions" // HEX.raw and HEX.roothash, by the payload's SHA-256
+	currentPayload  = extensionsDir + "/current.raw"
+	currentRootHash = extensionsDir + "/current.roothash"
+	archivesDir     = "images" // container images, where they are not in containerd's store
+)
+
 // disk is the image under construction: a copy of the base, then its root with
 // the activation files, then KIMAGE behind all other partitions.
 type disk struct {
@@ -130,7 +140,7 @@ func (d *disk) activate(ctx context.Context, p payload, imageID string) error {
 	if repaired {
 		d.builder.report.Logf("the base was not shut down cleanly: its file system was repaired (in the copy)")
 	}
-	t, err := d.builder.activationTree(p, imageID)
+	t, err := d.builder.os.activationTree(p, imageID)
 	if err != nil {
 		return err
 	}
@@ -197,7 +207,7 @@ func (d *disk) startKIMAGE(ctx context.Context) error {
 // addPayload copies the payload to KIMAGE and names it by the digest of what was
 // copied.
 func (d *disk) addPayload(ctx context.Context, p payload) (payloadInfo, error) {
-	const unnamed = "extensions/payload.raw"
+	const unnamed = extensionsDir + "/payload.raw"
 	in, err := os.Open(p.file)
 	if err != nil {
 		return payloadInfo{}, err
@@ -219,18 +229,18 @@ func (d *disk) addPayload(ctx context.Context, p payload) (payloadInfo, error) {
 		return payloadInfo{}, err
 	}
 	info := payloadInfo{SizeBytes: fi.Size(), SHA256: hex.EncodeToString(digest.Sum(nil)), RootHash: p.rootHash}
-	return info, d.volume().Rename(ctx, unnamed, "extensions/"+info.SHA256+".raw")
+	return info, d.volume().Rename(ctx, unnamed, extensionsDir+"/"+info.SHA256+".raw")
 }
 
 // finishKIMAGE writes the rest.
 func (d *disk) finishKIMAGE(ctx context.Context, m manifest) error {
 	t := tree.New()
-	name := "extensions/" + m.Payload.SHA256
-	if err := t.Symlink("extensions/current.raw", m.Payload.SHA256+".raw"); err != nil {
+	name := extensionsDir + "/" + m.Payload.SHA256
+	if err := t.Symlink(currentPayload, m.Payload.SHA256+".raw"); err != nil {
 		return err
 	}
 	if hash := m.Payload.RootHash; hash != "" {
-		if err := errors.Join(t.Bytes(name+".roothash", 0o644, []byte(hash)), t.Symlink("extensions/current.roothash", m.Payload.SHA256+".roothash")); err != nil {
+		if err := errors.Join(t.Bytes(name+".roothash", 0o644, []byte(hash)), t.Symlink(currentRootHash, m.Payload.SHA256+".roothash")); err != nil {
 			return err
 		}
 	}
@@ -242,11 +252,11 @@ func (d *disk) finishKIMAGE(ctx context.Context, m manifest) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(t.Bytes("manifest.json", 0o644, data), t.Bytes("sbom.spdx.json", 0o644, sbom)); err != nil {
+	if err := errors.Join(t.Bytes(manifestFile, 0o644, data), t.Bytes(sbomFile, 0o644, sbom)); err != nil {
 		return err
 	}
 	v := d.volume()
-	have := ext4.Listing{"extensions": fs.ModeDir} // since addPayload
+	have := ext4.Listing{extensionsDir: fs.ModeDir} // since addPayload
 	if err := v.Add(ctx, t, have, d.scratch); err != nil {
 		return fmt.Errorf("filling the data partition: %w", err)
 	}

@@ -4,17 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 	"text/tabwriter"
 
-	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/ext4"
-	"github.com/kimage-project/kimage/pkg/gpt"
 	"github.com/kimage-project/kimage/pkg/progress"
-	"github.com/kimage-project/kimage/pkg/qcow2"
-	"github.com/kimage-project/kimage/pkg/sparse"
 )
 
 // Inspection is what kimage inspect shows.
@@ -38,75 +32,42 @@ type PartitionInfo struct {
 	UsedBytes   int64  `json:"usedBytes,omitempty"` // ext4 only
 }
 
-// Inspect reads the image in file, raw or qcow2.
+// Inspect reads the image in file, raw, qcow2 or a fixed VHD.
 func Inspect(ctx context.Context, file string) (*Inspection, error) {
-	f, err := os.Open(file)
+	d, err := openImage(file)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	in := &Inspection{APIVersion: APIVersion, File: file, Format: "raw"}
-	disk := io.ReaderAt(f)
-	if qcow2.Detect(f) {
-		r, err := qcow2.Open(f)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		in.Format, in.SizeBytes, disk = "qcow2", r.SizeBytes(), r
-	} else {
-		fi, err := f.Stat()
-		if err != nil {
-			return nil, err
-		}
-		in.SizeBytes = fi.Size()
-	}
-	table, err := gpt.Read(disk, in.SizeBytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	for _, p := range table.Partitions {
+	defer d.close()
+	return d.inspect(ctx)
+}
+
+func (d *diskImage) inspect(ctx context.Context) (*Inspection, error) {
+	in := &Inspection{APIVersion: APIVersion, File: d.file, Format: d.format, SizeBytes: d.sizeBytes}
+	for _, p := range d.table.Partitions {
 		info := PartitionInfo{Number: p.Number, Name: p.Name, Type: p.TypeGUID, OffsetBytes: p.OffsetBytes(), SizeBytes: p.SizeBytes()}
-		if sb, err := ext4.ReadSuperblock(disk, p.OffsetBytes()); err == nil {
+		if sb, err := ext4.ReadSuperblock(d.disk, p.OffsetBytes()); err == nil {
 			info.Filesystem, info.UsedBytes = "ext4", (sb.Blocks-sb.FreeBlocks)*sb.BlockSize
 		}
 		in.Partitions = append(in.Partitions, info)
 	}
-	data, found := table.FindName(kimageName)
+	data, found := d.table.FindName(kimageName)
 	if !found {
 		return in, nil
 	}
-	v := ext4.Volume{File: file, OffsetBytes: data.OffsetBytes()}
-	if in.Format == "qcow2" { // debugfs needs a file: KIMAGE alone, holes kept
-		tmp, err := atomicfile.NewTempDir(os.TempDir() + "/kimage-inspect")
-		if err != nil {
-			return nil, err
-		}
-		defer tmp.Remove()
-		if v, err = extract(ctx, disk, data, tmp.Path+"/kimage.raw"); err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-	}
-	raw, err := v.ReadFile(ctx, "manifest.json")
+	v, err := d.volume(ctx, data, nil)
 	if err != nil {
-		return nil, fmt.Errorf("%s: partition KIMAGE: %w", file, err)
+		return nil, fmt.Errorf("%s: %w", d.file, err)
+	}
+	raw, err := v.ReadFile(ctx, manifestFile)
+	if err != nil {
+		return nil, fmt.Errorf("%s: partition KIMAGE: %w", d.file, err)
 	}
 	in.Manifest = &manifest{}
 	if err := json.Unmarshal(raw, in.Manifest); err != nil {
-		return nil, fmt.Errorf("%s: manifest.json: %w", file, err)
+		return nil, fmt.Errorf("%s: %s: %w", d.file, manifestFile, err)
 	}
 	return in, nil
-}
-
-// extract copies one partition into a sparse file of its own.
-func extract(ctx context.Context, disk io.ReaderAt, p gpt.Partition, to string) (ext4.Volume, error) {
-	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	if err != nil {
-		return ext4.Volume{}, err
-	}
-	defer out.Close()
-	part := io.NewSectionReader(disk, p.OffsetBytes(), p.SizeBytes())
-	_, err = sparse.Copy(ctx, out, part, p.SizeBytes(), nil, nil)
-	return ext4.Volume{File: to}, err
 }
 
 // String is the inspection for people.

@@ -15,6 +15,8 @@ import (
 // APIVersion is that of every JSON object that kimage writes.
 const APIVersion = "kimage.dev/v1alpha1"
 
+const manifestKind = "ImageManifest"
+
 // manifest says what is in an image. It lies in the payload, on the data
 // partition and beside the artifact.
 type manifest struct {
@@ -57,9 +59,14 @@ type payloadInfo struct {
 
 // storeInfo says how the container images lie on KIMAGE.
 type storeInfo struct {
-	Format    string `json:"format"` // containerd: its own store, unpacked, without packed layers; archive: imported at first boot
+	Format    string `json:"format"`
 	SizeBytes int64  `json:"sizeBytes"`
 }
+
+const (
+	storeContainerd = "containerd" // its own store, unpacked, without packed layers
+	storeArchive    = "archive"    // imported at first boot
+)
 
 // newManifest fills in everything but the payload; the imageID is the digest
 // of all inputs and options.
@@ -68,32 +75,39 @@ func (b *Builder) newManifest(base baseInfo, set *components.Set, agentSHA256 st
 	if err != nil {
 		return manifest{}, err
 	}
-	m := manifest{APIVersion: APIVersion, NotBefore: notBefore, Kind: "ImageManifest", Name: b.name, OS: b.os.Name, For: b.config.For, Kubernetes: set.Kubernetes, Runtime: b.config.Runtime, Network: b.config.Network,
+	m := manifest{APIVersion: APIVersion, NotBefore: notBefore, Kind: manifestKind, Name: b.name, OS: b.os.Name, For: b.config.For, Kubernetes: set.Kubernetes, Runtime: b.config.Runtime, Network: b.config.Network,
 		Arch: b.config.Arch, Base: base, Components: slices.Clone(set.Programs), Images: set.Images}
 	m.Components = append(m.Components, components.Program{Name: "kimage-agent", Version: Version, Origin: "this kimage", VerifiedBy: "part of kimage",
 		Files: []components.File{{Dest: "usr/bin/kimage-agent", SizeBytes: agentBytes, SHA256: agentSHA256}}})
 	if m.Images == nil {
 		m.Images = []components.Image{}
 	}
+	m.ImageID, err = m.id(b.os)
+	return m, err
+}
+
+// id is the imageID that this kimage gives an image of o with m's inputs. That of an
+// image is the same only if it was baked by a kimage whose own files are the same.
+func (m manifest) id(o OS) (string, error) {
+	m.ImageID, m.Payload, m.ImageStore = "", nil, nil
 	inputs, err := json.Marshal(m)
 	if err != nil {
-		return m, err
+		return "", err
 	}
 	h := sha256.New()
 	h.Write(inputs)
-	fmt.Fprintf(h, "%d %s\n", diskVersion, b.os.inputs())
+	fmt.Fprintf(h, "%d %s\n", diskVersion, o.inputs())
 	for _, group := range []string{"payload", "activation"} {
 		entries, err := files.ReadDir("files/" + group)
 		if err != nil {
-			return m, err
+			return "", err
 		}
 		for _, e := range entries {
 			fmt.Fprintf(h, "%s %d\n", e.Name(), len(embedded(group+"/"+e.Name())))
 			h.Write(embedded(group + "/" + e.Name()))
 		}
 	}
-	m.ImageID = hex.EncodeToString(h.Sum(nil))[:12]
-	return m, nil
+	return hex.EncodeToString(h.Sum(nil))[:12], nil
 }
 
 // sbom lists everything in the image as SPDX 2.3 JSON

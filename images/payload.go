@@ -3,7 +3,6 @@ package images
 import (
 	"context"
 	"embed"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -46,6 +45,9 @@ var payloadFiles = map[string]string{
 	"tmpfiles.conf":           "usr/lib/tmpfiles.d/kimage.conf",
 }
 
+// payloadManifest is where the payload has its own copy of the manifest.
+const payloadManifest = "usr/share/kimage/manifest.json"
+
 // payloadRoots are the only places a payload may touch: anything else would
 // hide, on some operating system, what the base has there.
 var payloadRoots = []string{"usr/bin", "usr/libexec", "usr/share/kimage", "usr/lib/systemd/system", "usr/lib/modules-load.d",
@@ -74,11 +76,10 @@ func (b *Builder) payloadTree(set *components.Set, m manifest) (*tree.Tree, erro
 		own["usr/share/kimage/flannel.yaml"] = []byte(subst.Replace(string(embedded("payload/flannel.yaml"))))
 	}
 	own["usr/lib/extension-release.d/extension-release.kimage"] = b.os.Sysext.release(b.config.Arch)
-	data, err := json.MarshalIndent(m, "", "  ")
-	if err != nil {
+	var err error
+	if own[payloadManifest], err = m.encode(); err != nil {
 		return nil, err
 	}
-	own["usr/share/kimage/manifest.json"] = append(data, '\n')
 	for p, content := range own {
 		if err := t.Bytes(p, 0o644, content); err != nil {
 			return nil, err

@@ -36,7 +36,7 @@ func (r *Result) Receipt() string {
 	w.Flush()
 	switch store := m.ImageStore; {
 	case store == nil:
-	case store.Format == "archive":
+	case store.Format == storeArchive:
 		fmt.Fprintf(&b, "\n  The container images are an archive of %s, which a node imports at its first boot.\n", progress.FormatBytes(store.SizeBytes))
 	default:
 		fmt.Fprintf(&b, "\n  The container images take %s, unpacked in containerd's store, each layer once; their packed layers are left out.\n", progress.FormatBytes(store.SizeBytes))

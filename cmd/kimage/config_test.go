@@ -323,7 +323,7 @@ func TestExamples(t *testing.T) {
 			args = here(f, args, older, cache)
 		}
 		out, errOut, status := in(t, dir, args...)
-		if status != 0 && !(status == 1 && (args[0] == "doctor" || slices.Contains(args, "--diff"))) {
+		if status != 0 && !(status == 1 && (args[0] == "doctor" || args[0] == "diff" || slices.Contains(args, "--diff"))) {
 			t.Errorf("%s: status %d: %s", text, status, errOut)
 		}
 		if redirected && to != "cluster.yaml" {

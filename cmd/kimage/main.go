@@ -74,6 +74,6 @@ no virtual machine, no container engine, no root.
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newBuild(), newLock(), newInspect(), newCluster(), newConfig(), newSecrets(), newUp(), newDown(), newStatus(), newKubeconfig(), newSSH(), newConsole(), newLogs(), newReplace(), newSupervise(), newVagrant(), newList(), newDoctor(), newCache(), newVersion())
+	root.AddCommand(newBuild(), newLock(), newInspect(), newVerify(), newDiff(), newCluster(), newConfig(), newSecrets(), newUp(), newDown(), newStatus(), newKubeconfig(), newSSH(), newConsole(), newLogs(), newReplace(), newSupervise(), newVagrant(), newList(), newDoctor(), newCache(), newVersion())
 	return root
 }

@@ -1,4 +1,4 @@
-// Package ddi writes discoverable disk images: a GPT with a root partition and
+// Package ddi writes and reads discoverable disk images: a GPT with a root partition and
 // its dm-verity hash tree, as systemd-repart --make-ddi=sysext makes them and
 // systemd-sysext, systemd-dissect and veritysetup read them.
 //

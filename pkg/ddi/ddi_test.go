@@ -1,6 +1,7 @@
 package ddi
 
 import (
+	"encoding/hex"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"github.com/kimage-project/kimage/pkg/gpt"
 	"github.com/kimage-project/kimage/pkg/squashfs"
 	"github.com/kimage-project/kimage/pkg/tree"
+	"github.com/kimage-project/kimage/pkg/verity"
 )
 
 func make1(t *testing.T) (file, rootHash string) {
@@ -100,5 +102,36 @@ func TestSameBytes(t *testing.T) {
 	}
 	if hashA != hashB || string(da) != string(db) {
 		t.Error("two images of the same content differ")
+	}
+}
+
+// TestOpen: what was wrapped is found again, and its GUIDs say the root hash.
+func TestOpen(t *testing.T) {
+	file, hash := make1(t)
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	im, err := Open(f, fi.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := verity.Check(t.Context(), im.Tree, im.Data, im.Data.Size()); err != nil || hex.EncodeToString(got) != hash || im.RootHash != hash {
+		t.Errorf("root hash %x, and by the GUIDs %s, want %s, %v", got, im.RootHash, hash, err)
+	}
+	if tr, err := squashfs.Read(im.Data, im.Data.Size()); err != nil {
+		t.Error(err)
+	} else if e, ok := tr.Lookup("usr/bin/x"); !ok || e.Size != 3<<20 {
+		t.Errorf("usr/bin/x: %+v", e)
+	}
+	for _, bad := range []int64{0, 100, 2 << 20} {
+		if _, err := Open(f, bad); err == nil {
+			t.Errorf("%d bytes of it", bad)
+		}
 	}
 }

@@ -43,6 +43,10 @@ var (
 		{Program: "e2fsck", Package: "e2fsprogs", Why: "checks what was written"},
 		{Program: "debugfs", Package: "e2fsprogs", Why: "writes into ext4 without mounting"},
 	}
+	Read = []Need{
+		{Program: "e2fsck", Package: "e2fsprogs", Why: "checks the file systems of an image (kimage verify)"},
+		{Program: "debugfs", Package: "e2fsprogs", Why: "reads ext4 without mounting"},
+	}
 	BasePackages = []Need{
 		{Program: "mmdebstrap", Package: "mmdebstrap", Why: "makes a base from packages"},
 		{Program: "mkfs.vfat", Package: "dosfstools", Why: "makes the EFI system partition"},

@@ -47,7 +47,7 @@ func (v Volume) superblock() (Superblock, error) {
 func (v Volume) Check(ctx context.Context) error {
 	out, _, err := run.Both(ctx, run.Cmd{Argv: []string{"e2fsck", "-fn", v.device()}, Env: fakeTime(v.UnixTime)})
 	if err != nil {
-		return fmt.Errorf("checking the filesystem that was written: %w: %s", err, bytes.TrimSpace(lastLines(out, 5)))
+		return fmt.Errorf("checking the filesystem: %w: %s", err, bytes.TrimSpace(lastLines(out, 5)))
 	}
 	return nil
 }

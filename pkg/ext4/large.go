@@ -29,7 +29,10 @@ const largeBytes = 256 << 10
 const manyFiles = 100
 
 // extent is a run of blocks of a file.
-type extent struct{ logical, physical, length int64 }
+type extent struct {
+	logical, physical, length int64
+	unwritten                 bool // allocated, and read as zeros
+}
 
 // reserve writes the commands that make a file of unwritten blocks.
 func (s *script) reserve(e tree.Entry, p string) error {
@@ -52,7 +55,11 @@ func (v Volume) fill(ctx context.Context, files []tree.Entry, blockSize int64) e
 		return err
 	}
 	defer out.Close()
-	all, err := v.extents(ctx, files)
+	paths := make([]string, len(files))
+	for i, f := range files {
+		paths[i] = f.Path
+	}
+	all, err := v.extents(ctx, paths)
 	if err != nil {
 		return err
 	}
@@ -94,13 +101,13 @@ func (v Volume) fill(ctx context.Context, files []tree.Entry, blockSize int64) e
 
 // extentRow is a leaf in what debugfs's extents prints: level/depth, entry/entries,
 // logical range, physical range, length, flags.
-var extentRow = regexp.MustCompile(`^\s*(\d+)/\s*(\d+)\s+\d+/\s*\d+\s+(\d+)\s*-\s*\d+\s+(\d+)\s*-\s*\d+\s+(\d+)\b`)
+var extentRow = regexp.MustCompile(`^\s*(\d+)/\s*(\d+)\s+\d+/\s*\d+\s+(\d+)\s*-\s*\d+\s+(\d+)\s*-\s*\d+\s+(\d+)\b\s*(\w*)`)
 
-// extents lists the blocks of files without holes.
-func (v Volume) extents(ctx context.Context, files []tree.Entry) ([][]extent, error) {
+// extents lists the blocks of files, in the order of their content.
+func (v Volume) extents(ctx context.Context, paths []string) ([][]extent, error) {
 	var script commands
-	for _, f := range files {
-		p, err := script.name(f.Path)
+	for _, path := range paths {
+		p, err := script.name(path)
 		if err != nil {
 			return nil, err
 		}
@@ -113,7 +120,7 @@ func (v Volume) extents(ctx context.Context, files []tree.Entry) ([][]extent, er
 	if msg := complaint(nil, stderr); msg != "" {
 		return nil, fmt.Errorf("reading ext4: debugfs: %s", msg)
 	}
-	all, current, next := make([][]extent, len(files)), -1, int64(0)
+	all, current, next := make([][]extent, len(paths)), -1, int64(0)
 	for sc := bufio.NewScanner(bytes.NewReader(out)); sc.Scan(); {
 		if strings.HasPrefix(sc.Text(), "debugfs: extents ") {
 			current, next = current+1, 0
@@ -128,11 +135,11 @@ func (v Volume) extents(ctx context.Context, files []tree.Entry) ([][]extent, er
 				return nil, err
 			}
 		}
-		e := extent{logical: n[0], physical: n[1], length: n[2]}
-		if current < 0 || current >= len(files) || e.logical != next || e.length <= 0 {
+		e := extent{logical: n[0], physical: n[1], length: n[2], unwritten: row[6] != ""}
+		if current < 0 || current >= len(paths) || e.logical < next || e.length <= 0 {
 			return nil, fmt.Errorf("reading ext4: unexpected extents: %s", sc.Text())
 		}
-		next += e.length
+		next = e.logical + e.length
 		all[current] = append(all[current], e)
 	}
 	return all, nil
@@ -146,8 +153,12 @@ func (v Volume) copyIn(ctx context.Context, out io.WriterAt, e tree.Entry, exten
 		return err
 	}
 	defer in.Close()
-	left := e.Size
+	left, next := e.Size, int64(0)
 	for _, x := range extents {
+		if x.logical != next {
+			return fmt.Errorf("BUG: no block is allocated for block %d", next)
+		}
+		next += x.length
 		at, room := v.OffsetBytes+x.physical*blockSize, x.length*blockSize
 		for room > 0 && left > 0 {
 			n := min(int64(len(buf)), room, left)

@@ -9,8 +9,9 @@
 // somebody else made, its superblock is read: features that debugfs does not
 // keep up to date are refused, and a pending journal is replayed by e2fsck.
 //
-// The package does not read file contents out of a filesystem except through
-// debugfs, and it never resizes one (the node does that, online).
+// The package finds what is in a filesystem through debugfs alone; the content of a
+// large file is read from the blocks that it names. It never resizes a filesystem
+// (the node does that, online).
 package ext4
 
 import (

@@ -250,3 +250,61 @@ func (m *memory) WriteAt(p []byte, off int64) (int, error) {
 	}
 	return copy(m.b[off:], p), nil
 }
+
+// TestCheck: each copy is judged, and the two are compared.
+func TestCheck(t *testing.T) {
+	const size = 16 << 20
+	const last = size/SectorBytes - 1
+	good := func() *os.File {
+		f := disk(t, size)
+		vendorLike(t, f, size)
+		return f
+	}
+	if err := Check(good(), size); err != nil {
+		t.Error(err)
+	}
+	for _, tt := range []struct {
+		at   int64
+		want string
+	}{
+		{450, "protective"},
+		{510, "protective"},
+		{SectorBytes + 60, "the primary copy: the header"},
+		{SectorBytes, "the primary copy: no GUID"},
+		{2*SectorBytes + 3*128, "the primary copy: the partition entries"},
+		{last*SectorBytes + 60, "the backup copy: the header"},
+		{(last-arraySectors)*SectorBytes + 17, "the backup copy: the partition entries"},
+		{SectorBytes + 300, "differ"},
+	} {
+		f := good()
+		b := make([]byte, 1)
+		if _, err := f.ReadAt(b, tt.at); err != nil {
+			t.Fatal(err)
+		}
+		b[0] ^= 1
+		if _, err := f.WriteAt(b, tt.at); err != nil {
+			t.Fatal(err)
+		}
+		if err := Check(f, size); err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("byte %d: %v, want %s", tt.at, err, tt.want)
+		}
+	}
+	// Another, good table at the end.
+	f, other := good(), disk(t, size)
+	if err := New(DeriveGUID("other")).Write(other, size); err != nil {
+		t.Fatal(err)
+	}
+	end := make([]byte, (arraySectors+1)*SectorBytes)
+	if _, err := other.ReadAt(end, size-int64(len(end))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(end, size-int64(len(end))); err != nil {
+		t.Fatal(err)
+	}
+	if err := Check(f, size); err == nil || !strings.Contains(err.Error(), "differ") {
+		t.Errorf("two tables: %v", err)
+	}
+	if err := Check(f, 4096); err == nil {
+		t.Error("a disk of 4096 bytes")
+	}
+}

@@ -59,14 +59,13 @@ func (s *store) layer(ctx context.Context, l *layer, below []*layer, layout stri
 		root = u.parent(".")
 	}
 	u.entries["."] = root
-	var usage, inodes int64
+	var usage Usage
 	for _, e := range u.entries {
 		if !e.Hard {
-			usage += max(e.SizeBytes+4095, 4096) / 4096 * 4096
-			inodes++
+			usage.Add(e.SizeBytes)
 		}
 	}
-	if l.id, err = s.db.snapshot(ctx, l.chainID.String(), parent, inodes, usage); err != nil {
+	if l.id, err = s.db.snapshot(ctx, l.chainID.String(), parent, usage.Inodes, usage.SizeBytes); err != nil {
 		return err
 	}
 	l.dirs = maps.Clone(u.below)

@@ -1,7 +1,9 @@
-// Package squashfs writes a tree as a squashfs 4.0 file system, compressed by zstd.
+// Package squashfs writes a tree as a squashfs 4.0 file system, compressed by zstd,
+// and reads it.
 //
 //	Pack: content -> blocks, once per content, on all processors
 //	Write: tree + packed blocks -> file system
+//	Read: file system -> tree
 //
 // It is no wrapper of mksquashfs for three reasons. Blocks of a file do not depend
 // on what lies beside it, so what was packed once can be kept, and most of a
@@ -38,6 +40,7 @@ import (
 const blockSize = 1 << 20
 
 const (
+	magic          = 0x73717368
 	superblockSize = 96
 	compressorZstd = 6
 	noFragments    = 0x0010
@@ -91,7 +94,7 @@ func Write(ctx context.Context, t *tree.Tree, c Config) (err error) {
 	inodes := newInodes(entries, files, uint32(c.UnixTime))
 	root := inodes.directory(entries[0], uint32(len(entries))+1) // as mksquashfs names the root's parent
 	super := make([]byte, superblockSize)
-	le.PutUint32(super[0:], 0x73717368)
+	le.PutUint32(super[0:], magic)
 	le.PutUint32(super[4:], uint32(len(entries)))
 	le.PutUint32(super[8:], uint32(c.UnixTime))
 	le.PutUint32(super[12:], blockSize)

@@ -1,6 +1,6 @@
-// Package verity writes dm-verity hash trees as veritysetup format does: a
-// superblock, then the levels of the tree, the top one first. SHA-256, hash type
-// 1 (salt before data), blocks of 4096 bytes. It does not verify.
+// Package verity writes dm-verity hash trees as veritysetup format does, and makes
+// them again to compare: a superblock, then the levels of the tree, the top one
+// first. SHA-256, hash type 1 (salt before data), blocks of 4096 bytes.
 //
 // https://docs.kernel.org/admin-guide/device-mapper/verity.html; the superblock
 // is struct verity_sb of cryptsetup's lib/verity/verity.c.

@@ -95,3 +95,9 @@ func geometry(sectors int64) (cylinders, heads, perTrack int64) {
 	}
 	return tracks / heads, heads, perTrack
 }
+
+// IsFixed says whether a file whose last FooterBytes are b is a fixed VHD: the disk
+// is all that is before them.
+func IsFixed(b []byte) bool {
+	return len(b) == FooterBytes && string(b[:8]) == "conectix" && binary.BigEndian.Uint32(b[60:]) == typeFixed
+}

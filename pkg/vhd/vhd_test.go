@@ -26,6 +26,9 @@ func TestForeign(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.Close()
+		if !IsFixed(Footer(size, "test")) || IsFixed(make([]byte, FooterBytes)) {
+			t.Errorf("%d bytes: the footer is not known again", size)
+		}
 		out, err := exec.Command("qemu-img", "info", "-f", "vpc", "--output", "json", ours).Output()
 		var info struct {
 			Size int64 `json:"virtual-size"`
