@@ -98,6 +98,7 @@ flatcar() {
 	mkdir -p "$root/etc/selinux/none/contexts/files"
 	printf 'SELINUX=disabled\nSELINUXTYPE=none\n' >"$root/etc/selinux/config"
 	echo '/.* system_u:object_r:file_t:s0' >"$root/etc/selinux/none/contexts/files/file_contexts"
+	cp "$root/boot/config-$kver" "$root/usr/lib/modules/$kver/config" # where kubeadm looks; Flatcar's kernel has it inside
 	echo 'disable *' >"$root/usr/lib/systemd/system-preset/99-default.preset"
 	printf '[Match]\nType=ether\n\n[Network]\nDHCP=yes\n' >"$root/usr/lib/systemd/network/zz-default.network"
 	rm -f "$root/etc/machine-id" # its first boot begins without
