@@ -162,7 +162,7 @@ flatcar() {
 	mkfs.btrfs -q -L OEM --rootdir "$work/oem" "$work/oem.img"
 	put "$work/oem.img" 10493952
 
-	rm -rf "$root/usr" "$root/boot" "$root/initrd" "$root/var/lib/dpkg"
+	rm -rf "${root:?}/usr" "${root:?}/boot" "$root/initrd" "$root/var/lib/dpkg"
 	mkdir -p "$root/usr" "$root/boot" "$root/oem" "$root/.etc-work"
 	ext4 "$work/root" 3653632 ROOT 57a2d17e-8a3f-4c51-a3c5-d2d1b4a6a9b1 "$root"
 	put "$work/root" 12722176

@@ -4,7 +4,8 @@
 # with the root's on top; system extensions are merged here then.
 set -eu
 etc=overlay
-for word in $(cat /proc/cmdline); do
+read -r words </proc/cmdline
+for word in $words; do
 	case $word in
 	verity.usrhash=*) hash=${word#*=} ;;
 	lookalike.offset=*) offset=${word#*=} ;;
