@@ -119,11 +119,11 @@ func TestKubeadm(t *testing.T) {
 	n.until(" Ready ", kubectl+"get nodes --no-headers", 6*time.Minute)
 }
 
-// TestFlippedByte: a machine boots by UEFI; then one byte of its payload
-// changes, and it says so instead of starting Kubernetes.
-func TestFlippedByte(t *testing.T) {
-	n := boot(t, qemu.UEFI, 3072)
-	n.settled()
+// flippedByte changes one byte of the machine's payload: at its next boot it says so instead
+// of starting Kubernetes.
+func (n *node) flippedByte() {
+	t := n.t
+	t.Helper()
 	// A byte in the middle of the programs, written below the file system.
 	n.must(`file=$(readlink -f /var/lib/kimage/extensions/current.raw)
 		block=$(debugfs -R "bmap ${file#/var/lib/kimage} 20000" /dev/disk/by-partlabel/KIMAGE 2>/dev/null)

@@ -18,8 +18,8 @@ import (
 // etcdHealth asks the etcd of the one machine.
 const etcdHealth = "etcdctl --endpoints=https://10.0.2.15:2379 --cacert=/etc/kimage/pki/etcd-ca.crt --cert=/etc/kimage/pki/etcd-agent.crt --key=/etc/kimage/pki/etcd-agent.key endpoint health --cluster"
 
-// TestTopology1: a machine powers on with what kimage config wrote, and becomes
-// a cluster by itself: nobody runs a command, and no network leads out.
+// TestTopology1: a machine powers on with what kimage config wrote, boots by UEFI, and
+// becomes a cluster by itself: nobody runs a command, and no network leads out.
 func TestTopology1(t *testing.T) {
 	key := newKey(t)
 	// Without a route to anywhere and without a DNS server; static, since a DHCP
@@ -28,7 +28,7 @@ func TestTopology1(t *testing.T) {
 	config := configsOf(t, text, "--seed")
 	capture := filepath.Join(t.TempDir(), "packets")
 	started := time.Now()
-	n := bootWith(t, qemu.Config{Dir: filepath.Join(t.TempDir(), "node"), MemoryMiB: 4096, Seed: filepath.Join(config, "nodes/k8s-01/seed.iso"), Capture: capture}, user, key)
+	n := bootWith(t, qemu.Config{Dir: filepath.Join(t.TempDir(), "node"), Firmware: qemu.UEFI, MemoryMiB: 4096, Seed: filepath.Join(config, "nodes/k8s-01/seed.iso"), Capture: capture}, user, key)
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	if err := n.awaitReady(ctx); err != nil {
