@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/decompress"
@@ -142,7 +141,7 @@ func (d *diskImage) kimage() (gpt.Partition, error) {
 // rootPartitions are those that may hold an ext4 root.
 func (d *diskImage) rootPartitions() (found []gpt.Partition) {
 	for _, p := range d.table.Partitions {
-		if p.Name == kimageName || !slices.Contains(rootTypes, p.TypeGUID) {
+		if p.Name == kimageName {
 			continue
 		}
 		if _, err := ext4.ReadSuperblock(d.disk, p.OffsetBytes()); err == nil {

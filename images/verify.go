@@ -142,7 +142,7 @@ func (v *verifier) fileSystems(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if found, err := root.Stat(ctx, []string{"usr/lib/os-release"}); err != nil {
+		if found, err := root.Stat(ctx, []string{"usr/lib/os-release", rootImageID}); err != nil {
 			return err
 		} else if len(found) == 0 {
 			continue
@@ -162,7 +162,7 @@ func (v *verifier) fileSystems(ctx context.Context) error {
 			return err
 		}
 	}
-	v.differs("root", "an ext4 with usr/lib/os-release", "there is none", "")
+	v.differs("root", "an ext4 with usr/lib/os-release or "+rootImageID, "there is none", "")
 	return nil
 }
 

@@ -147,6 +147,9 @@ func TestVendorImage(t *testing.T) {
 	}
 	baked := filepath.Join(out, "flatcar-stable-v1.37.2-amd64.raw")
 	need.Judge(t, "sgdisk", "-v", baked)
+	if out, errOut, status := kimage(t, "verify", baked); status != 0 || !strings.Contains(out, "ok          activation files") {
+		t.Errorf("kimage verify: status %d\n%s%s", status, out, errOut)
+	}
 	for _, p := range flatcarDisk.partitions {
 		ask := fmt.Sprintf("--info=%d", p.Number)
 		if was, is := need.Judge(t, "sgdisk", ask, f.flatcar), need.Judge(t, "sgdisk", ask, baked); was != is {
