@@ -182,7 +182,7 @@ func TestUpgradeMachines(t *testing.T) {
 		u.run("replace", name, "--timeout", patience)
 		t.Logf("%s is of %s after %s", name, newer, time.Since(started).Round(time.Second))
 	}
-	watch()
+	u.withoutAPI(watch(), true)
 	nodes := (&writer{kubectl: []string{need.Built(t, "kubectl"), "--kubeconfig", filepath.Join(u.dir, "cluster.local/kubeconfig")}}).until(t, 10*time.Minute, "get", "nodes")
 	if len(regexp.MustCompile(`(?m)^k8s-0[123] +Ready .* `+regexp.QuoteMeta(newer)+`$`).FindAllString(nodes, -1)) != 3 {
 		t.Errorf("the Nodes:\n%s", nodes)
