@@ -112,4 +112,4 @@ fuzz:
 
 clean:
 	[ ! -d demo -o ! -x bin/kimage ] || (cd demo && ../bin/kimage down)
-	rm -rf bin out demo $(AGENT)
+	rm -rf bin out demo kimage.lock $(AGENT)

@@ -154,6 +154,7 @@ exec chroot "$1/root" setpriv --reuid 65534 --regid 65534 --clear-groups --bound
 	if unshare --user true 2>/dev/null; then echo "user namespaces work" >&2; exit 99; fi
 	if ls /dev/loop* /dev/kvm 2>/dev/null; then exit 98; fi
 	umask 077
+	cd "$1/out"
 	exec "$1/kimage" build --os "$0" --offline --quiet --cache "$1/cache" -o "$1/out"' "$0" "$1"`, system, dir)
 	if digest(t, filepath.Join(dir, "out", filepath.Base(image))) != digest(t, image) {
 		t.Error("other bytes")

@@ -14,7 +14,7 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/kimage-bench.XXXXXX")
 cgroup=/sys/fs/cgroup/memory/kimage-bench.$$ limit=memory.limit_in_bytes peak=memory.max_usage_in_bytes
 [ -d /sys/fs/cgroup/memory ] || cgroup=/sys/fs/cgroup/kimage-bench.$$ limit=memory.max peak=memory.peak
 trap 'rm -rf "$work"; [ ! -d "$cgroup" ] || rmdir "$cgroup"' EXIT
-bake() { bin/kimage build --os debian-13 --agent "$work/agent" --name bench -o "$work/out" --quiet; }
+bake() { bin/kimage build --lock "$work/kimage.lock" --os debian-13 --agent "$work/agent" --name bench -o "$work/out" --quiet; }
 median() { sort -n | sed -n "$(((N + 1) / 2))p"; }
 seconds() { local t0=$EPOCHREALTIME; "$@" >/dev/null; echo "$t0 $EPOCHREALTIME" | awk '{printf "%.2f\n", $2 - $1}'; }
 
@@ -56,7 +56,7 @@ mkdir "$cgroup"
 echo $((256 << 20)) >"$cgroup/$limit"
 limited() { bash -c 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"' sh "$cgroup" "$@"; }
 printf x >>"$work/agent"
-limited bin/kimage build --os debian-13 --agent "$work/agent" --name bench -o "$work/out" --quiet
+limited bin/kimage build --lock "$work/kimage.lock" --os debian-13 --agent "$work/agent" --name bench -o "$work/out" --quiet
 awk '{printf "memory: peak %d MiB, page cache included, within 256 MiB\n", $1 / 1048576}' "$cgroup/$peak"
 
 # 1,000 machines: kimage config from nothing, secrets included, each time in a new

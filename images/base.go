@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -61,7 +62,7 @@ func (b *Builder) findBase(ctx context.Context) (base, error) {
 		return base{}, err
 	}
 	if found.pin != "" {
-		if err := b.lock.do(pinBase(lockKey(b.os.Name, b.config.Arch, found.pin), found.info.Digest)); err != nil {
+		if err := b.lock.do(pinBase(lockKey(b.os.Name, b.config.Arch, found.pin), found.info.Digest, b.vendorKey())); err != nil {
 			return base{}, err
 		}
 	}
@@ -88,7 +89,15 @@ func (b *Builder) packagesBase(ctx context.Context) (base, error) {
 	for _, f := range dir {
 		recipe = append(recipe, string(embedded("debian/"+f.Name())))
 	}
-	entry, _, err := b.cache.Dir(ctx, "base", cache.Key(recipe...), func(ctx context.Context, dir string) error {
+	key := cache.Key(recipe...)
+	pinned := b.lock.Bases[lockKey(b.os.Name, b.config.Arch, basePackages)]
+	if err := b.lock.lacks(pinned != "", "a base of "+b.os.Name+" from packages"); err != nil {
+		return base{}, err
+	}
+	if b.lock.mode == LockUpdate && !b.config.Offline {
+		b.cache.Forget("base", key)
+	}
+	fill := func(ctx context.Context, dir string) error {
 		if b.config.Offline {
 			return fmt.Errorf("the base from packages: %w", fetch.ErrOffline)
 		}
@@ -115,9 +124,18 @@ func (b *Builder) packagesBase(ctx context.Context) (base, error) {
 			return err
 		}
 		return os.WriteFile(filepath.Join(dir, "packages"), []byte(strings.Join(list, "\n")), 0o644)
-	})
+	}
+	entry, hit, err := b.cache.Dir(ctx, "base", key, fill)
 	if err != nil {
 		return base{}, err
+	}
+	// The archive may have what is pinned when the cache has an older one.
+	if digest, _ := b.cache.Digest(entry, baseDisk); hit && pinned != "" && digest != pinned && b.lock.mode != LockUpdate && !b.config.Offline {
+		b.report.Logf("the cache has another base than the one that is pinned: it is made anew")
+		b.cache.Forget("base", key)
+		if entry, _, err = b.cache.Dir(ctx, "base", key, fill); err != nil {
+			return base{}, err
+		}
 	}
 	list, err := os.ReadFile(filepath.Join(entry, "packages"))
 	if err != nil {
@@ -152,13 +170,36 @@ func (b *Builder) fileBase(ctx context.Context, name string) (base, error) {
 		return base{}, err
 	}
 	entry, err := b.unpackBase(ctx, sum, name, func(context.Context) (*os.File, error) { return os.Open(name) })
-	return base{entry: entry, pin: filepath.Base(name), info: baseInfo{Origin: filepath.Base(name) + " sha256:" + sum, VerifiedBy: "nobody: a file that was given"}}, err
+	return base{entry: entry, pin: b.fileKey(name), info: baseInfo{Origin: filepath.Base(name) + " sha256:" + sum, VerifiedBy: "nobody: a file that was given"}}, err
+}
+
+// fileKey is what a lock calls a file: by its way from the lock.
+func (b *Builder) fileKey(name string) string {
+	if abs, err := filepath.Abs(name); err == nil {
+		name = abs
+	}
+	if dir, err := filepath.Abs(filepath.Dir(b.lock.file)); err == nil {
+		if rel, err := filepath.Rel(dir, name); err == nil {
+			name = rel
+		}
+	}
+	return "file:" + filepath.ToSlash(name)
+}
+
+// urlKey is what a lock calls a URL: without what lets people in, which changes.
+func urlKey(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return raw
+	}
+	u.User, u.RawQuery = nil, ""
+	return u.String()
 }
 
 // urlBase downloads an image. The checksum stands after a # in the URL, or
 // in URL.sha256 or SHA256SUMS or SHA512SUMS beside it.
 func (b *Builder) urlBase(ctx context.Context, url string) (base, error) {
-	src := fetch.Source{Cache: b.cache, Offline: b.config.Offline, Report: b.report}
+	src := fetch.Source{Cache: b.cache, Offline: b.config.Offline, Fresh: b.config.LockMode == LockUpdate, Report: b.report}
 	plain, pinned, _ := strings.Cut(url, "#")
 	req, by := fetch.Request{URL: plain}, "the checksum in --base"
 	var err error
@@ -183,7 +224,7 @@ func (b *Builder) urlBase(ctx context.Context, url string) (base, error) {
 		return base{}, err
 	}
 	entry, err := b.unpackDownload(ctx, req.SHA256+req.SHA512, plain, local)
-	return base{entry: entry, pin: plain, info: baseInfo{Origin: plain, VerifiedBy: by}}, err
+	return base{entry: entry, pin: urlKey(plain), info: baseInfo{Origin: plain, VerifiedBy: by}}, err
 }
 
 // unpackDownload unpacks a file of the cache.

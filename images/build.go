@@ -159,6 +159,11 @@ func New(c Config) (*Builder, error) {
 		platforms = o.Vendor.For()
 	}
 	platform := c.For
+	if platform == "" && !o.Vendor.OneForAll() {
+		if c.For, err = platformOf(c.Formats); err != nil {
+			wrong = append(wrong, err)
+		}
+	}
 	choose("platform that "+o.Title+" is for", &c.For, platforms)
 	if len(c.Formats) == 0 {
 		c.Formats = []string{formatFor(c.For)}
@@ -238,6 +243,9 @@ func (b *Builder) Build(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if b.lock.changed {
+		b.report.Logf("%s pins what went in", b.config.Lock)
+	}
 	table, rootPart, err := b.findRoot(ctx, found.disk())
 	if err != nil {
 		return nil, err
@@ -308,6 +316,9 @@ func (b *Builder) inputs(ctx context.Context) (base, *components.Set, error) {
 		return base{}, nil, err
 	}
 	b.report.Stage("components: Kubernetes %s, %s, %s", b.config.Kubernetes, b.config.Runtime, b.config.Network)
+	if err := b.lock.lacks(b.lock.Components[b.componentsKey()] != nil, "Kubernetes "+b.componentsKey()); err != nil {
+		return base{}, nil, err
+	}
 	set, err := components.Resolve(ctx, b.componentsConfig())
 	if err != nil {
 		return base{}, nil, err
@@ -316,7 +327,10 @@ func (b *Builder) inputs(ctx context.Context) (base, *components.Set, error) {
 		return base{}, nil, err
 	}
 	b.lock.vouched(b.componentsKey(), set.Images)
-	return found, set, b.lock.save()
+	if err := b.lock.save(); err != nil {
+		return base{}, nil, err
+	}
+	return found, set, nil
 }
 
 func (b *Builder) componentsKey() string { return lockKey(b.config.Kubernetes, b.config.Arch) }
@@ -327,7 +341,7 @@ func (b *Builder) componentsConfig() components.Config {
 		from = cmp.Or(b.lock.from(b.componentsKey()), components.Auto)
 	}
 	return components.Config{Kubernetes: b.config.Kubernetes, Network: b.config.Network, Arch: b.config.Arch, From: from,
-		Images: b.config.Images, Offline: b.config.Offline, Mirror: b.config.AptMirror, Cache: b.cache, Report: b.report}
+		Images: b.config.Images, Offline: b.config.Offline, Fresh: b.config.LockMode == LockUpdate, Mirror: b.config.AptMirror, Cache: b.cache, Report: b.report}
 }
 
 // artifacts gives the formats their final names, the manifest last.

@@ -3,12 +3,14 @@ package images
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/kimage-project/kimage/pkg/atomicfile"
@@ -64,6 +66,18 @@ func formatFor(platform string) string {
 		return formatVHD
 	}
 	return formatRaw
+}
+
+// platformOf is the platform that takes what is asked for: "" if that may be any.
+func platformOf(formats []string) (platform string, err error) {
+	for _, f := range formats {
+		of := map[string]string{formatGCE: "gce", formatVHD: "azure", boxLibvirt: "vagrant", boxVirtualBox: "vagrant"}[f]
+		if of != "" && platform != "" && of != platform {
+			return "", fmt.Errorf("formats %s are for different platforms, whose images differ: bake one after the other, with --for", strings.Join(formats, ", "))
+		}
+		platform = cmp.Or(of, platform)
+	}
+	return platform, nil
 }
 
 // bootsAlone says whether qemu can boot what a format is written as.

@@ -164,7 +164,7 @@ func (l *lock) do(s step) error {
 		return fmt.Errorf("%w: %s: %w (kimage lock --update takes what is now)", ErrLock, l.file, err)
 	}
 	if l.mode == LockFixed && len(added) > 0 {
-		return fmt.Errorf("%w: %s does not pin %s: kimage lock adds it", ErrLock, l.file, strings.Join(added, ", "))
+		return l.lacks(false, strings.Join(added, ", "))
 	}
 	if len(added) > 0 {
 		l.steps = append(l.steps, s)
@@ -202,8 +202,19 @@ func (l *lock) save() error {
 	if err := enc.Encode(now); err != nil {
 		return err
 	}
+	if err := atomicfile.Write(l.file, text.Bytes(), 0o644); err != nil {
+		return fmt.Errorf("the lock cannot be written (choose another place with --lock FILE): %w", err)
+	}
 	l.changed = true
-	return atomicfile.Write(l.file, text.Bytes(), 0o644)
+	return nil
+}
+
+// lacks is the error for what has to be pinned and is not; nil in other modes.
+func (l *lock) lacks(pinned bool, what string) error {
+	if pinned || l.mode != LockFixed {
+		return nil
+	}
+	return fmt.Errorf("%w: %s does not pin %s: kimage lock adds it", ErrLock, l.file, what)
 }
 
 func lockKey(parts ...string) string { return strings.Join(parts, "/") }
@@ -229,13 +240,16 @@ func pinVendor(key string, i vendors.Image) step {
 			k.Vendors = map[string]vendors.Image{}
 		}
 		k.Vendors[key] = i
-		delete(k.Bases, lockKey(key[:strings.LastIndex(key, "/")], basePackages))
+		if replace {
+			delete(k.Bases, lockKey(key[:strings.LastIndex(key, "/")], basePackages))
+		}
 		return []string{"the vendor's image " + key}, nil
 	}
 }
 
-// pinBase is for a base that is not a vendor's, of a key OS/arch/where from.
-func pinBase(key, digest string) step {
+// pinBase is for a base that is not a vendor's, of a key OS/arch/where from. When it replaces
+// what is pinned, it does so in place of the vendor's image of a key.
+func pinBase(key, digest, vendor string) step {
 	return func(k *Lock, replace bool) ([]string, error) {
 		was, ok := k.Bases[key]
 		switch {
@@ -250,8 +264,8 @@ func pinBase(key, digest string) step {
 			k.Bases = map[string]string{}
 		}
 		k.Bases[key] = digest
-		if system, ok := strings.CutSuffix(key, "/"+basePackages); ok {
-			maps.DeleteFunc(k.Vendors, func(v string, _ vendors.Image) bool { return strings.HasPrefix(v, system+"/") })
+		if replace {
+			delete(k.Vendors, vendor)
 		}
 		return []string{"the base " + key}, nil
 	}
@@ -305,7 +319,10 @@ func pinComponents(key string, set *components.Set) step {
 			}
 		}
 		if len(wrong) > 0 {
-			return nil, fmt.Errorf("another compiler makes other programs: %w", errors.Join(wrong...))
+			if set.Mode == components.Source {
+				return nil, fmt.Errorf("another compiler makes other programs: %w", errors.Join(wrong...))
+			}
+			return nil, errors.Join(wrong...)
 		}
 		if k.Components == nil {
 			k.Components = map[string]*lockedSet{}

@@ -177,10 +177,15 @@ func FindOS(name string) (OS, error) {
 	}
 	var names []string
 	for _, o := range all {
-		if o.Name == name || slices.Contains(o.Aliases, name) {
+		if o.Name == name {
 			return o, nil
 		}
 		names = append(append(names, o.Name), o.Aliases...)
+	}
+	for _, o := range all { // no system is called so
+		if slices.Contains(o.Aliases, name) {
+			return o, nil
+		}
 	}
 	return OS{}, nearest.Unknown("operating system", name, names)
 }

@@ -14,6 +14,9 @@ import (
 	"github.com/kimage-project/kimage/pkg/gpt"
 )
 
+// anySystem is the ID of an extension that fits every system.
+const anySystem = "_any"
+
 // rootTypes are the partition types under which systems keep an ext4 root.
 var rootTypes = []string{typeRoot, typeLinux, "B921B045-1DF0-41C3-AF44-4C6F280D3FAE"}
 
@@ -104,7 +107,8 @@ func (b *Builder) isRoot(ctx context.Context, disk *os.File, p gpt.Partition) (b
 	if err != nil {
 		return false, err
 	}
-	if release["ID"] != b.os.Sysext.ID || release["VERSION_ID"] != b.os.Sysext.VersionID {
+	is := b.os.Sysext
+	if is.ID != anySystem && release["ID"] != is.ID || is.VersionID != "" && release["VERSION_ID"] != is.VersionID {
 		return false, fmt.Errorf("it holds %s, not %s: choose another --os or another --base", release["PRETTY_NAME"], b.os.Title)
 	}
 	return true, nil

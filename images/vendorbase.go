@@ -25,6 +25,9 @@ func (b *Builder) autoBase(ctx context.Context) (base, error) {
 	source := b.vendorSource()
 	_, pinned := b.lock.vendor(b.vendorKey())
 	_, packages := b.lock.Bases[lockKey(b.os.Name, b.config.Arch, basePackages)]
+	for key := range b.lock.Vendors { // of another platform
+		pinned = pinned || strings.HasPrefix(key, lockKey(b.os.Name, b.config.Arch)+"/")
+	}
 	switch {
 	case pinned:
 		return b.vendorBase(ctx)
@@ -66,11 +69,14 @@ func (b *Builder) vendorBase(ctx context.Context) (base, error) {
 	switch {
 	case pinned:
 		file, err = vendors.Locked(ctx, source, b.os.Vendor, image)
-		if errors.Is(err, fetch.ErrUnavailable) {
+		switch {
+		case errors.Is(err, fetch.ErrUnavailable):
 			err = fmt.Errorf("%w; %s pins %s %s: its vendor may have removed it (kimage lock --update takes the current one)", err, b.config.Lock, b.os.Name, image.Version)
+		case err != nil && !errors.Is(err, fetch.ErrOffline) && ctx.Err() == nil:
+			err = fmt.Errorf("%w: %s: %w (kimage lock --update takes the current one)", ErrLock, b.config.Lock, err)
 		}
 	case b.lock.mode == LockFixed:
-		err = fmt.Errorf("%w: %s does not pin the vendor's image %s: kimage lock adds it", ErrLock, b.config.Lock, b.vendorKey())
+		err = b.lock.lacks(false, "the vendor's image "+b.vendorKey())
 	case !source.Offline || source.Local():
 		image, file, err = b.currentImage(ctx, source, seen)
 	case err != nil:
@@ -96,7 +102,7 @@ func (b *Builder) vendorBase(ctx context.Context) (base, error) {
 // currentImage asks the vendor, and remembers the answer.
 func (b *Builder) currentImage(ctx context.Context, source fetch.Source, seen vendors.Image) (vendors.Image, string, error) {
 	c := vendors.Config{OS: b.os.Name, Spec: b.os.Vendor, Arch: b.config.Arch, Platform: b.config.For, Seen: seen, SeenIn: b.seenFile(), Source: source}
-	if was := b.lock.Vendors[b.vendorKey()]; was.SignedAt.After(seen.SignedAt) || seen.Version == "" {
+	if was := b.lock.Vendors[b.vendorKey()]; was.SignedAt.After(seen.SignedAt) || was.SignedAt.Equal(seen.SignedAt) && vendors.Newer(was.Version, seen.Version) {
 		c.Seen, c.SeenIn = was, b.config.Lock
 	}
 	image, file, err := vendors.Current(ctx, c)

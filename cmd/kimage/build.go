@@ -71,7 +71,7 @@ second build of an image takes seconds.`,
 	f := cmd.Flags()
 	f.StringSliceVar(&c.Formats, "format", nil, "disk formats (default the platform's, raw for metal): "+strings.Join(images.Formats, ", "))
 	f.StringVar(&c.Agent, "agent", "", "file with kimage-agent for --arch (default: the one inside kimage)")
-	f.StringVar(&c.Name, "name", "", "name of the image (default: OS-KUBERNETES-ARCH)")
+	f.StringVar(&c.Name, "name", "", "name of the image (default: OS-KUBERNETES-ARCH, and -PLATFORM with --for)")
 	f.StringVarP(&c.Output, "output", "o", "out", "directory for what is made")
 	f.BoolVar(&locked, "locked", false, "fail if the lock does not pin everything already")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object that describes the result, with checksums (some seconds more)")

@@ -155,6 +155,9 @@ func makeVagrant(cmd *cobra.Command, o cluster.Outline, dir, provider string) er
 	if err != nil {
 		return err
 	}
+	if provider == "virtualbox" && f.OS.FirstBoot == "ignition" {
+		return fmt.Errorf("%s reads no config in VirtualBox as Vagrant runs it: take libvirt (vagrant up --provider libvirt), or a system with cloud-init", f.OS.Name)
+	}
 	box, err := l.bake(cmd.Context(), f, "vagrant", "vagrant-"+provider)
 	if err != nil {
 		return err

@@ -141,7 +141,17 @@ func TestVendorImage(t *testing.T) {
 			}
 		})
 	}
+	// A format that one platform takes is made from its artifact.
 	out := t.TempDir()
+	if _, errOut, status := s.build(f, cache, out, "--format", "gce"); status != 0 || !strings.Contains(listing(t, out), ".tar.gz") {
+		t.Errorf("status %d: %s", status, errOut)
+	} else if manifest, err := os.ReadFile(filepath.Join(out, "flatcar-stable-v1.37.2-amd64.json")); err != nil || !strings.Contains(string(manifest), "flatcar_production_gce.tar.gz") {
+		t.Errorf("%s, %v", manifest, err)
+	}
+	if _, errOut, status := s.build(f, cache, t.TempDir(), "--format", "gce,vhd"); status != 2 || !strings.Contains(errOut, "--for") {
+		t.Errorf("two platforms at once: status %d: %s", status, errOut)
+	}
+	out = t.TempDir()
 	if _, errOut, status := s.build(f, cache, out); status != 0 {
 		t.Fatal(errOut)
 	}
@@ -335,6 +345,26 @@ func TestLock(t *testing.T) {
 	if errOut, status := build(fresh, "--locked"); status != 0 {
 		t.Errorf("status %d, %s", status, errOut)
 	}
+	// A given base is pinned too, by its way from the lock.
+	other := filepath.Join(dir, "base.raw")
+	data, err := os.ReadFile(f.base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[100] ^= 1
+	if err := os.WriteFile(other, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if errOut, status := build(fresh, "--base", other); status != 0 {
+		t.Errorf("status %d, %s", status, errOut)
+	}
+	data[101] ^= 1
+	if err := os.WriteFile(other, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if errOut, status := build(fresh, "--base", other); status != 2 || !strings.Contains(errOut, "the base debian-13/amd64/file:base.raw is pinned as") {
+		t.Errorf("status %d, %s", status, errOut)
+	}
 	for name, text := range map[string]string{"nonsense": "x: [", "another kind": "apiVersion: kimage.dev/v1alpha1\nkind: Cluster\n", "unknown fields": "apiVersion: kimage.dev/v1alpha1\nkind: Lock\nbaze: {}\n"} {
 		if err := os.WriteFile(lock, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -454,6 +484,13 @@ func TestOwnOSFile(t *testing.T) {
 	cmd.Env = append(cmd.Env, "KIMAGE_OS_PATH="+dir)
 	if text, _, status := finish(t, cmd); status != 0 || !strings.Contains(text, "My own Linux") {
 		t.Errorf("status %d, %s", status, text)
+	}
+	// Its name counts more than another system's alias.
+	write(strings.Replace(text, "name: mine", "name: trixie", 1))
+	cmd = command(append(f.args(t.TempDir(), t.TempDir(), "--images", "none"), "--os", "trixie", "--json")...)
+	cmd.Env = append(cmd.Env, "KIMAGE_OS_PATH="+dir)
+	if text, errOut, status := finish(t, cmd); status != 0 || !strings.Contains(text, `"os": "trixie"`) {
+		t.Errorf("status %d, %s%s", status, text, errOut)
 	}
 	for wrong, want := range map[string]string{
 		"name: x\n": "arches is missing",

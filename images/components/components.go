@@ -44,6 +44,7 @@ type Config struct {
 	From       string // Auto, Release, Source, or a mirror's directory or URL
 	Images     string // AllImages, ControlPlane or NoImages
 	Offline    bool
+	Fresh      bool   // what may have changed where it comes from is asked for anew
 	Mirror     string // Debian archive for the images' userland; empty: the machine's
 	Cache      *cache.Cache
 	Report     *progress.Reporter
@@ -164,7 +165,7 @@ func newResolver(ctx context.Context, c Config) (*resolver, error) {
 		return nil, fmt.Errorf("unknown Kubernetes version %q: the catalogue has %s", c.Kubernetes, strings.Join(known, ", "))
 	}
 	r := &resolver{Config: c, cat: cat, row: versions, mode: c.From}
-	r.src = fetch.Source{Cache: c.Cache, Offline: c.Offline, Report: c.Report}
+	r.src = fetch.Source{Cache: c.Cache, Offline: c.Offline, Fresh: c.Fresh, Report: c.Report}
 	switch c.From {
 	case Release, Source:
 	case Auto, "":

@@ -56,7 +56,11 @@ func (r *resolver) image(ctx context.Context, im imageRecipe) (Image, error) {
 }
 
 func (r *resolver) pull(ctx context.Context, ref string) (string, error) {
-	dir, _, err := r.Cache.Dir(ctx, "pulled", cache.Key(r.src.Mirror, ref, r.Arch), func(ctx context.Context, dir string) error {
+	key := cache.Key(r.src.Mirror, ref, r.Arch)
+	if r.Fresh && (!r.Offline || r.src.Local()) {
+		r.Cache.Forget("pulled", key)
+	}
+	dir, _, err := r.Cache.Dir(ctx, "pulled", key, func(ctx context.Context, dir string) error {
 		if r.Offline && !r.src.Local() {
 			return fetch.ErrOffline
 		}

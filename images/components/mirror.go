@@ -3,6 +3,7 @@ package components
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"path"
@@ -83,7 +84,13 @@ func mirrorImage(layout, ref, dir string) error {
 			to = []string{filepath.Join("manifests", digest), filepath.Join("manifests", tag)}
 		}
 		for _, at := range to {
-			if err := atomicfile.CopyFile(filepath.Join(repository, at), blob); err != nil {
+			at = filepath.Join(repository, at)
+			if old, err := os.ReadFile(at); err == nil && filepath.Base(at) == tag {
+				if sum := sha256.Sum256(old); "sha256:"+hex.EncodeToString(sum[:]) != manifest {
+					return fmt.Errorf("%s has another %s, of another processor or an older one: choose another directory", dir, ref)
+				}
+			}
+			if err := atomicfile.CopyFile(at, blob); err != nil {
 				return err
 			}
 		}

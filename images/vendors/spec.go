@@ -74,6 +74,9 @@ func Carried(name string) ([]byte, error) {
 // signs says whether the vendor signs.
 func (s Spec) signs() bool { return s.Signature.Of != "" }
 
+// OneForAll says whether every platform has the same image.
+func (s Spec) OneForAll() bool { return s.Images[all] != "" || !s.Known() }
+
 // Known says whether there is a vendor at all.
 func (s Spec) Known() bool { return len(s.Images) > 0 }
 

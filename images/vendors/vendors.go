@@ -93,7 +93,7 @@ func Locked(ctx context.Context, source fetch.Source, spec Spec, i Image) (strin
 // a signature says counts more than a version, which nobody signs.
 func (c Config) notOlder(i Image) error {
 	floor, since := c.Spec.Version.AtLeast, "when this kimage was made"
-	if !c.Spec.signs() && (floor == "" || newer(c.Seen.Version, floor)) {
+	if !c.Spec.signs() && (floor == "" || Newer(c.Seen.Version, floor)) {
 		floor, since = c.Seen.Version, "noted in "+c.SeenIn
 	}
 	signed, of := c.Spec.Version.SignedSince, "when this kimage was made"
@@ -101,7 +101,7 @@ func (c Config) notOlder(i Image) error {
 		signed, of = c.Seen.SignedAt, "of "+c.Seen.Version+", noted in "+c.SeenIn
 	}
 	switch {
-	case floor != "" && newer(floor, i.Version):
+	case floor != "" && Newer(floor, i.Version):
 		return fmt.Errorf("%s offers %s %s, %w: %s, %s. Its mirror may be behind, or somebody plays an old image back: try later, or another --mirror; an old image on purpose is --base URL",
 			i.URL, c.OS, i.Version, ErrOlder, floor, since)
 	case !i.SignedAt.IsZero() && i.SignedAt.Before(signed):
@@ -151,7 +151,7 @@ func (r *resolver) find(ctx context.Context) (found, error) {
 	}
 	var f found
 	for _, m := range re.FindAllSubmatch(data, -1) {
-		if v := string(m[1]); f.Version == "" || newer(v, f.Version) {
+		if v := string(m[1]); f.Version == "" || Newer(v, f.Version) {
 			f.Version = v
 		}
 	}
@@ -296,8 +296,8 @@ func (r *resolver) findInStream(ctx context.Context) (found, error) {
 
 var runs = regexp.MustCompile(`[0-9]+|[^0-9]+`)
 
-// newer compares versions run by run, numbers as numbers.
-func newer(a, b string) bool {
+// Newer compares versions run by run, numbers as numbers.
+func Newer(a, b string) bool {
 	as, bs := runs.FindAllString(a, -1), runs.FindAllString(b, -1)
 	for i := range min(len(as), len(bs)) {
 		x, y := as[i], bs[i]

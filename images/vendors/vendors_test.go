@@ -339,7 +339,7 @@ func TestNewer(t *testing.T) {
 		want bool
 	}{{"4757.2.10", "4757.2.9", true}, {"20261001-2618", "20260712-2537", true}, {"44.20260817.3.2", "44.20260707.3.1", true}, {"10.1-20251116.0", "10.1-20251116.0", false},
 		{"20260814.1", "20260814", true}, {"9", "10", false}, {"", "1", false}, {"1", "", true}} {
-		if got := newer(tt.a, tt.b); got != tt.want {
+		if got := Newer(tt.a, tt.b); got != tt.want {
 			t.Errorf("%s newer than %s: %v", tt.a, tt.b, got)
 		}
 	}

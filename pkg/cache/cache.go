@@ -242,12 +242,21 @@ func (c *Cache) Discard(entry string, why error) error {
 	if err != nil || strings.HasPrefix(rel, "..") {
 		return fmt.Errorf("BUG: %s is not in the cache", entry)
 	}
+	c.discard(entry)
+	return fmt.Errorf("cache entry %s was corrupt and is discarded; run the command again to make it anew: %w", rel, why)
+}
+
+// Forget removes an entry: what it was made from may have changed.
+func (c *Cache) Forget(kind, key string) {
+	c.discard(c.path(kind, key))
+}
+
+func (c *Cache) discard(entry string) {
 	// Renamed first: a half-removed entry must not be found.
 	gone := filepath.Join(c.Root, "scratch", "discarded-"+Key(entry, fmt.Sprint(time.Now().UnixNano())))
 	if err := os.Rename(entry, gone); err == nil {
 		atomicfile.RemoveAll(gone)
 	}
-	return fmt.Errorf("cache entry %s was corrupt and is discarded; run the command again to make it anew: %w", rel, why)
 }
 
 // intact checks that every file of the index is there in its size.

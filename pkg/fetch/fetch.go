@@ -3,8 +3,8 @@
 //
 // A mirror is a directory or URL under which every file lies at its usual
 // place, the host's name first: MIRROR/dl.k8s.io/release/v1.37.2/….
-// There is no way to download without verification except FetchSmall, which is for
-// the checksum files themselves.
+// There is no way to download without verification except FetchSmall and FetchFresh,
+// which are for checksum files, and what names versions and signatures.
 package fetch
 
 import (
@@ -45,6 +45,7 @@ type Source struct {
 	Mirror  string // directory or URL; empty: the files' own hosts
 	Cache   *cache.Cache
 	Offline bool
+	Fresh   bool // FetchSmall asks anew what it has, unless Offline
 	Report  *progress.Reporter
 }
 
@@ -320,7 +321,11 @@ func (s Source) once(ctx context.Context, f *os.File, from string, seen *inspect
 // FetchSmall returns a checksum file or the like, at most 1 MiB. It is kept in
 // the cache under its URL, so that --offline finds it again.
 func (s Source) FetchSmall(ctx context.Context, raw string) ([]byte, error) {
-	entry, _, err := s.Cache.Dir(ctx, "small", cache.Key(s.Mirror, raw), func(ctx context.Context, dir string) error {
+	key := cache.Key(s.Mirror, raw)
+	if s.Fresh && s.forbidden(raw) == nil {
+		s.Cache.Forget("small", key)
+	}
+	entry, _, err := s.Cache.Dir(ctx, "small", key, func(ctx context.Context, dir string) error {
 		if err := s.forbidden(raw); err != nil {
 			return err
 		}
