@@ -241,11 +241,11 @@ func TestFlatcarLike(t *testing.T) {
 	started := time.Now()
 	n := bootWith(t, qemu.Config{Dir: filepath.Join(t.TempDir(), "node"), Image: baked, MemoryMiB: 4096,
 		FwCfg: map[string]string{"opt/com.coreos/config": config, "opt/org.flatcar-linux/config": config}}, "core", key)
+	n.becomesReady(started)
 	n.told(true)
 	if got := n.must("cat /etc/systemd/network/10-kimage.network /etc/added", time.Minute); !strings.Contains(got, qemu.MAC) || !strings.HasSuffix(got, "by people") {
 		t.Error(got)
 	}
-	n.becomesReady(started)
 	n.flatcar("overlay")
 }
 
@@ -285,8 +285,8 @@ func TestFlatcarConfext(t *testing.T) {
 	n := bootWith(t, qemu.Config{Dir: filepath.Join(t.TempDir(), "node"), Image: baked, MemoryMiB: 4096, Kernel: filepath.Join(dir, "vmlinuz-a"), Initrd: filepath.Join(dir, "initrd"),
 		Append: string(line[1]) + " ignition.firstboot lookalike.etc=confext",
 		FwCfg:  map[string]string{"opt/com.coreos/config": told}}, "core", key)
-	n.told(true)
 	n.becomesReady(started)
+	n.told(true)
 	n.flatcar("confext")
 }
 
@@ -301,8 +301,8 @@ func TestUbuntuLike(t *testing.T) {
 	dir := configs(t, "ubuntu-24.04", key.Public, "", "--seed")
 	started := time.Now()
 	n := bootWith(t, qemu.Config{Dir: filepath.Join(t.TempDir(), "node"), Image: baked, MemoryMiB: 4096, Seed: filepath.Join(dir, "nodes/k8s-01/seed.iso")}, "ubuntu", key)
-	n.told(true)
 	n.becomesReady(started)
+	n.told(true)
 	n.must("cloud-init status --long", time.Minute)
 	out := n.must("for at in / /boot /boot/efi; do findmnt -no SOURCE $at; done; df --output=size -BG / | tail -1", time.Minute)
 	if got := strings.Join(strings.Fields(out), " "); got != "/dev/vda1 /dev/vda16 /dev/vda15 6G" {
