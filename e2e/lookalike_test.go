@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
@@ -207,20 +208,20 @@ func same(t *testing.T, a, b string, offset, size int64) bool {
 // becomesReady waits, and looks at what every machine promises.
 func (n *node) becomesReady(started time.Time) {
 	n.t.Helper()
-	until(n, started)
+	ctx, cancel := context.WithTimeout(n.t.Context(), 15*time.Minute)
+	defer cancel()
+	if err := n.awaitReady(ctx); err != nil {
+		r, _ := n.try("kimage-agent status; journalctl -u kimage-agent -o cat --no-pager | tail -n 30", 2*time.Minute)
+		n.t.Fatalf("%v\n%s", err, r.Stdout)
+	}
+	n.t.Logf("Ready %s after power-on", time.Since(started).Round(time.Second))
+	n.until(" Ready ", kubectl+"get nodes --no-headers", time.Minute)
 	if failed := n.must("systemctl --failed --no-legend --plain", time.Minute); failed != "" {
 		n.t.Errorf("units failed:\n%s", failed)
 	}
 	if r, err := n.try("touch /usr/bin/x", time.Minute); err != nil || r.Status == 0 || !strings.Contains(r.Stderr, "Read-only file system") {
 		n.t.Errorf("touch /usr/bin/x: %+v, %v", r, err)
 	}
-}
-
-func until(n *node, started time.Time) {
-	n.t.Helper()
-	n.until(`"phase":"ready"`, "cat /run/kimage/phase.json", 15*time.Minute)
-	n.t.Logf("Ready %s after power-on", time.Since(started).Round(time.Second))
-	n.until(" Ready ", kubectl+"get nodes --no-headers", time.Minute)
 }
 
 // TestFlatcarLike: kimage build --os coreos-stable finds, verifies and downloads what a
