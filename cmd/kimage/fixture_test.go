@@ -283,7 +283,11 @@ func finish(t *testing.T, cmd *exec.Cmd) (string, string, int) {
 // args are those of a build that needs no network: what a test is about is
 // appended, and wins.
 func (f fixture) args(cache, out string, more ...string) []string {
-	return append([]string{"build", "--os", "debian-13", "--base", f.base, "--components", f.mirror, "--agent", f.agent, "--cache", cache, "--lock", filepath.Join(cache, strings.ReplaceAll(out, "/", "-")+".lock"), "-o", out}, more...)
+	dir := cache
+	if !filepath.IsAbs(dir) {
+		dir = f.dir
+	}
+	return append([]string{"build", "--os", "debian-13", "--base", f.base, "--components", f.mirror, "--agent", f.agent, "--cache", cache, "--lock", filepath.Join(dir, strings.ReplaceAll(out, "/", "-")+".lock"), "-o", out}, more...)
 }
 
 type built struct {
