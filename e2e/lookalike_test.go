@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"crypto/sha512"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -82,44 +81,16 @@ func lookalike(t *testing.T, vendor string) string {
 	}, "lookalike-"+vendor, hex.EncodeToString(h.Sum(nil)), base) + "/disk.raw"
 }
 
-// flatcarServer is a directory with what Flatcar's release server has of a lookalike, signed
-// by a key that is made for it, and one with an OS file that differs from kimage's own
-// by that key.
-func flatcarServer(t *testing.T, disk string) (mirror, osPath string) {
+// flatcarServer has a lookalike as Flatcar's image for QEMU.
+func flatcarServer(t *testing.T, disk string) *need.FlatcarServer {
 	t.Helper()
-	day := time.Now().AddDate(0, 0, -1).Format(time.DateOnly)
-	vendor := need.NewSigner(t, day)
-	const version, name = "4800.2.0", "flatcar_production_qemu_image.img"
-	mirror, osPath = t.TempDir(), t.TempDir()
-	dir := filepath.Join(mirror, "stable.release.flatcar-linux.net/amd64-usr")
-	for _, d := range []string{"current", version} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
 	image, err := os.ReadFile(strings.TrimSuffix(disk, ".raw") + ".qcow2")
 	if err != nil {
 		t.Fatal(err)
 	}
-	own, err := os.ReadFile("../images/os/flatcar-stable.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	own = regexp.MustCompile(`primary: \[[0-9A-F]+\]`).ReplaceAll(own, []byte("primary: ["+vendor.Fingerprint+"]"))
-	sum := sha512.Sum512(image)
-	for file, data := range map[string][]byte{
-		filepath.Join(dir, "current/version.txt"):    []byte("FLATCAR_VERSION=" + version + "\nFLATCAR_VERSION_ID=" + version + "\n"),
-		filepath.Join(dir, version, name):            image,
-		filepath.Join(dir, version, name+".sig"):     vendor.Sign(day, image),
-		filepath.Join(dir, version, name+".DIGESTS"): []byte("# SHA512 HASH\n" + hex.EncodeToString(sum[:]) + "  " + name + "\n"),
-		filepath.Join(osPath, "flatcar.asc"):         vendor.Keys(day),
-		filepath.Join(osPath, "flatcar-stable.yaml"): own,
-	} {
-		if err := os.WriteFile(file, data, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return mirror, osPath
+	s := need.NewFlatcarServer(t, "..")
+	s.Publish("4800.2.0", need.Day(-1), map[string][]byte{"flatcar_production_qemu_image.img": image})
+	return s
 }
 
 // bakeOnto bakes a raw image, which kimage verifies, and returns it.
@@ -229,8 +200,8 @@ func (n *node) becomesReady(started time.Time) {
 // wrote a machine with it becomes a cluster by itself.
 func TestFlatcarLike(t *testing.T) {
 	disk := lookalike(t, "flatcar")
-	mirror, osPath := flatcarServer(t, disk)
-	baked := bakeOnto(t, []string{"KIMAGE_OS_PATH=" + osPath}, "--os", "coreos-stable", "--for", "qemu", "--mirror", mirror)
+	server := flatcarServer(t, disk)
+	baked := bakeOnto(t, []string{"KIMAGE_OS_PATH=" + server.OSPath}, "--os", "coreos-stable", "--for", "qemu", "--mirror", server.Mirror)
 	keepsVendors(t, disk, baked, []int{1, 2, 3, 4, 6, 7, 9}, 9, 5)
 	if out := need.Judge(t, "sgdisk", "--info=3", baked); !strings.Contains(out, "Attribute flags: 0101000000000000") {
 		t.Error(out)
@@ -262,8 +233,8 @@ func (n *node) flatcar(etc string) {
 func TestFlatcarConfext(t *testing.T) {
 	enough(t, 2, "make e2e") // not in CI, which has one of the two
 	disk := lookalike(t, "flatcar")
-	mirror, osPath := flatcarServer(t, disk)
-	baked := bakeOnto(t, []string{"KIMAGE_OS_PATH=" + osPath}, "--os", "coreos-stable", "--for", "qemu", "--mirror", mirror)
+	server := flatcarServer(t, disk)
+	baked := bakeOnto(t, []string{"KIMAGE_OS_PATH=" + server.OSPath}, "--os", "coreos-stable", "--for", "qemu", "--mirror", server.Mirror)
 	// The boot loader would read its command line from the vendor's partition.
 	dir := t.TempDir()
 	first, _ := sectors(t, need.Judge(t, "sgdisk", "--info=1", baked))

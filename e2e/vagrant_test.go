@@ -224,8 +224,8 @@ func TestVagrantFlatcar(t *testing.T) {
 	if os.Getenv("KIMAGE_E2E_VAGRANT") == "" {
 		t.Skip("asked for by make e2e-vagrant")
 	}
-	mirror, osPath := flatcarServer(t, lookalike(t, "flatcar"))
-	h := newVagrantHost(t, "KIMAGE_MIRROR="+mirror, "KIMAGE_OS_PATH="+osPath)
+	server := flatcarServer(t, lookalike(t, "flatcar"))
+	h := newVagrantHost(t, "KIMAGE_MIRROR="+server.Mirror, "KIMAGE_OS_PATH="+server.OSPath)
 	h.run("bash", "-ec", `sed -i 's/\$os =.*/\$os = \"coreos-stable\"/g' Vagrantfile`)
 	if out := h.run("vagrant", "up"); !strings.Contains(out, "stable.release.flatcar-linux.net/amd64-usr/4800.2.0/flatcar_production_qemu_image.img") {
 		t.Error("it is not said which image was taken")

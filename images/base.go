@@ -328,19 +328,18 @@ func toRaw(ctx context.Context, f *os.File, raw, scratch string) error {
 		_, err = sparse.Copy(ctx, out, img, img.SizeBytes(), nil, nil)
 		return err
 	}
-	size, err := vhd.DiskBytes(f)
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	size, _, err := vhd.DiskBytes(f, fi.Size())
 	if err != nil {
 		return err
 	}
 	if f == out {
 		return out.Truncate(size)
 	}
-	extents, err := sparse.Extents(f)
-	if err != nil {
-		return err
-	}
-	_, err = sparse.Copy(ctx, out, f, size, extents, nil)
-	return err
+	return sparse.CopyFile(ctx, out, f, size, nil)
 }
 
 // untar returns the disk in r: disk.raw, if r is a tar, as Compute Engine's images are,

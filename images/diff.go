@@ -179,13 +179,13 @@ func (s *side) options() map[string]string {
 		store = s.m.ImageStore.Format
 	}
 	verity := map[bool]string{true: "dm-verity", false: "its SHA-256"}[s.m.Payload != nil && s.m.Payload.RootHash != ""]
-	return map[string]string{"name": s.m.Name, "imageID": s.m.ImageID, "os": s.m.OS, "kubernetes": s.m.Kubernetes, "runtime": s.m.Runtime, "network": s.m.Network,
+	return map[string]string{"name": s.m.Name, "imageID": s.m.ImageID, "os": s.m.OS, "for": s.m.For, "kubernetes": s.m.Kubernetes, "runtime": s.m.Runtime, "network": s.m.Network,
 		"arch": s.m.Arch, "catalogue of": s.m.NotBefore.Format("2006-01-02"), "image store": store, "payload verified by": verity}
 }
 
 func (s *side) base() map[string]string {
 	b := s.m.Base
-	return map[string]string{"origin": b.Origin, "verified by": b.VerifiedBy, "digest": b.Digest, "size": progress.FormatBytes(b.SizeBytes)}
+	return map[string]string{"origin": b.Origin, "version": b.Version, "verified by": b.VerifiedBy, "digest": b.Digest, "size": progress.FormatBytes(b.SizeBytes)}
 }
 
 func (s *side) components() map[string]ComponentState {

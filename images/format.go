@@ -136,12 +136,7 @@ func copyWhole(ctx context.Context, out *os.File, from string) error {
 	if err != nil {
 		return err
 	}
-	extents, err := sparse.Extents(in)
-	if err != nil {
-		return err
-	}
-	_, err = sparse.Copy(ctx, out, in, fi.Size(), extents, nil)
-	return err
+	return sparse.CopyFile(ctx, out, in, fi.Size(), nil)
 }
 
 // writeGCE writes what Compute Engine imports
@@ -160,15 +155,11 @@ func writeGCE(ctx context.Context, out, raw *os.File, size int64, progress func(
 }
 
 func (b *Builder) writeVHD(ctx context.Context, out, raw *os.File, size int64, progress func(int64)) error {
-	extents, err := sparse.Extents(raw)
-	if err != nil {
-		return err
-	}
-	if _, err := sparse.Copy(ctx, out, raw, size, extents, progress); err != nil {
+	if err := sparse.CopyFile(ctx, out, raw, size, progress); err != nil {
 		return err
 	}
 	whole := (size + vhd.Align - 1) / vhd.Align * vhd.Align
-	_, err = out.WriteAt(vhd.Footer(whole, b.name), whole)
+	_, err := out.WriteAt(vhd.Footer(whole, b.name), whole)
 	return err
 }
 

@@ -57,15 +57,20 @@ func (d *diskImage) readTable() error {
 	if d.sizeBytes, err = d.f.Seek(0, io.SeekEnd); err != nil { // a block device has no size of its own
 		return err
 	}
-	footer := make([]byte, vhd.FooterBytes)
 	if qcow2.Detect(d.f) {
 		r, err := qcow2.Open(d.f)
 		if err != nil {
 			return err
 		}
 		d.format, d.sizeBytes, d.disk = formatQcow2, r.SizeBytes(), r
-	} else if _, err := d.f.ReadAt(footer, d.sizeBytes-vhd.FooterBytes); err == nil && vhd.IsFixed(footer) {
-		d.format, d.sizeBytes = formatVHD, d.sizeBytes-vhd.FooterBytes
+	} else {
+		bytes, isVHD, err := vhd.DiskBytes(d.f, d.sizeBytes)
+		if err != nil {
+			return err
+		}
+		if d.sizeBytes = bytes; isVHD {
+			d.format = formatVHD
+		}
 	}
 	if d.table, err = gpt.Read(d.disk, d.sizeBytes); !errors.Is(err, gpt.ErrNoGPT) {
 		return err

@@ -40,7 +40,7 @@ func (b *Builder) autoBase(ctx context.Context) (base, error) {
 			return b.vendorBase(ctx)
 		}
 		return b.packagesBase(ctx)
-	case fetch.Reachable(ctx, b.os.Vendor.Version.URL):
+	case fetch.Reachable(ctx, b.os.Vendor.Asked(b.config.Arch)):
 		return b.vendorBase(ctx)
 	}
 	b.report.Logf("base: the vendor cannot be reached, so it is made from packages")

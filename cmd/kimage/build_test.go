@@ -136,8 +136,9 @@ func TestContainersOfABase(t *testing.T) {
 			t.Fatalf("%s: %v\n%s", script, err, out)
 		}
 	}
-	shell("qemu-img convert -f raw -O qcow2 -c " + f.base + " base.qcow2; gzip -k <base.qcow2 >base.qcow2.gz; xz -0 <" + f.base + " >base.raw.xz; zstd -q <" + f.base + " >base.raw.zst; bzip2 <" + f.base + " >base.raw.bz2")
-	names := []string{f.base, "base.qcow2", "base.qcow2.gz", "base.raw.xz", "base.raw.zst", "base.raw.bz2"}
+	shell("qemu-img convert -f raw -O qcow2 -c " + f.base + " base.qcow2; gzip -k <base.qcow2 >base.qcow2.gz; xz -0 <" + f.base + " >base.raw.xz; zstd -q <" + f.base + " >base.raw.zst; bzip2 <" + f.base + " >base.raw.bz2; " +
+		"qemu-img convert -f raw -O vpc -o subformat=fixed,force_size " + f.base + " base.vhd; cp --sparse=always " + f.base + " disk.raw; tar --format=oldgnu -Szcf base.tar.gz disk.raw")
+	names := []string{f.base, "base.qcow2", "base.qcow2.gz", "base.raw.xz", "base.raw.zst", "base.raw.bz2", "base.vhd", "base.tar.gz"}
 	for _, name := range names {
 		if !filepath.IsAbs(name) {
 			name = filepath.Join(dir, name)

@@ -2,10 +2,7 @@ package main
 
 import (
 	"bytes"
-	"crypto/sha512"
-	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,63 +10,18 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/kimage-project/kimage/pkg/need"
 )
 
-// flatcarServer is a mirror's directory with a version of Flatcar as its vendor's server
-// has it, in the artifact of a platform, and the OS file with the key that signed it.
-type flatcarServer struct {
-	t           *testing.T
-	vendor      *need.Signer
-	dir, osPath string
-}
-
-func newFlatcarServer(t *testing.T) *flatcarServer {
+// buildFlatcar runs kimage build --os coreos-stable with what a server has.
+func buildFlatcar(t *testing.T, s *need.FlatcarServer, f fixture, cache, out string, more ...string) (stdout, stderr string, status int) {
 	t.Helper()
-	s := &flatcarServer{t, need.NewSigner(t, day(-30)), t.TempDir(), t.TempDir()}
-	own, err := os.ReadFile("../../images/os/flatcar-stable.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	own = regexp.MustCompile(`primary: \[[0-9A-F]+\]`).ReplaceAll(own, []byte("primary: ["+s.vendor.Fingerprint+"]"))
-	for name, data := range map[string][]byte{"flatcar.asc": s.vendor.Keys(day(0)), "flatcar-stable.yaml": own} {
-		if err := os.WriteFile(filepath.Join(s.osPath, name), data, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return s
-}
-
-func day(ago int) string { return time.Now().AddDate(0, 0, ago).Format(time.DateOnly) }
-
-// publish makes version the current one.
-func (s *flatcarServer) publish(version, signed string, artifacts map[string][]byte) {
-	s.t.Helper()
-	base := filepath.Join(s.dir, "stable.release.flatcar-linux.net/amd64-usr")
-	files := map[string][]byte{"current/version.txt": []byte("FLATCAR_VERSION_ID=" + version + "\n")}
-	for name, data := range artifacts {
-		sum := sha512.Sum512(data)
-		at := version + "/" + name
-		files[at], files[at+".sig"] = data, s.vendor.Sign(signed, data)
-		files[at+".DIGESTS"] = []byte("# SHA512 HASH\n" + hex.EncodeToString(sum[:]) + "  " + name + "\n")
-	}
-	for name, data := range files {
-		if err := put(filepath.Join(base, name), data); err != nil {
-			s.t.Fatal(err)
-		}
-	}
-}
-
-// build runs kimage build --os coreos-stable.
-func (s *flatcarServer) build(f fixture, cache, out string, more ...string) (stdout, stderr string, status int) {
-	s.t.Helper()
-	args := []string{"build", "--os", "coreos-stable", "--components", f.mirror, "--agent", f.agent, "--images", "none", "--cache", cache, "--mirror", s.dir,
+	args := []string{"build", "--os", "coreos-stable", "--components", f.mirror, "--agent", f.agent, "--images", "none", "--cache", cache, "--mirror", s.Mirror,
 		"--lock", filepath.Join(out, "kimage.lock"), "-o", out}
 	cmd := command(append(args, more...)...)
-	cmd.Env = append(cmd.Env, "KIMAGE_OS_PATH="+s.osPath)
-	return finish(s.t, cmd)
+	cmd.Env = append(cmd.Env, "KIMAGE_OS_PATH="+s.OSPath)
+	return finish(t, cmd)
 }
 
 func output(t *testing.T, in []byte, argv ...string) []byte {
@@ -105,8 +57,8 @@ func TestVendorImage(t *testing.T) {
 		}
 		return data
 	}
-	s := newFlatcarServer(t)
-	s.publish("4800.2.0", day(-1), map[string][]byte{
+	s := need.NewFlatcarServer(t, "../..")
+	s.Publish("4800.2.0", need.Day(-1), map[string][]byte{
 		"flatcar_production_image.bin.bz2":       output(t, raw, "bzip2", "-1"),
 		"flatcar_production_qemu_image.img":      read("qcow2"),
 		"flatcar_production_gce.tar.gz":          output(t, nil, "tar", "--format=oldgnu", "-Szcf", "-", "-C", dir, "--dereference", "disk.raw"),
@@ -121,7 +73,7 @@ func TestVendorImage(t *testing.T) {
 	} {
 		t.Run("for "+platform, func(t *testing.T) {
 			out := t.TempDir()
-			text, errOut, status := s.build(f, cache, out, "--for", platform, "--json")
+			text, errOut, status := buildFlatcar(t, s, f, cache, out, "--for", platform, "--json")
 			if status != 0 {
 				t.Fatalf("status %d: %s", status, errOut)
 			}
@@ -133,7 +85,7 @@ func TestVendorImage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(b.Artifacts) != 1 || b.Artifacts[0].Format != want.format || !strings.Contains(string(manifest), "/4800.2.0/"+want.artifact) || !strings.Contains(string(manifest), "OpenPGP signature by "+s.vendor.Fingerprint) {
+			if len(b.Artifacts) != 1 || b.Artifacts[0].Format != want.format || !strings.Contains(string(manifest), "/4800.2.0/"+want.artifact) || !strings.Contains(string(manifest), "OpenPGP signature by "+s.Vendor.Fingerprint) {
 				t.Errorf("%+v\n%s", b, manifest)
 			}
 			if platform != "" && !strings.HasSuffix(b.Name, "-"+platform) || platform == "" && strings.HasSuffix(b.Name, "-") {
@@ -143,16 +95,16 @@ func TestVendorImage(t *testing.T) {
 	}
 	// A format that one platform takes is made from its artifact.
 	out := t.TempDir()
-	if _, errOut, status := s.build(f, cache, out, "--format", "gce"); status != 0 || !strings.Contains(listing(t, out), ".tar.gz") {
+	if _, errOut, status := buildFlatcar(t, s, f, cache, out, "--format", "gce"); status != 0 || !strings.Contains(listing(t, out), ".tar.gz") {
 		t.Errorf("status %d: %s", status, errOut)
 	} else if manifest, err := os.ReadFile(filepath.Join(out, "flatcar-stable-v1.37.2-amd64.json")); err != nil || !strings.Contains(string(manifest), "flatcar_production_gce.tar.gz") {
 		t.Errorf("%s, %v", manifest, err)
 	}
-	if _, errOut, status := s.build(f, cache, t.TempDir(), "--format", "gce,vhd"); status != 2 || !strings.Contains(errOut, "--for") {
+	if _, errOut, status := buildFlatcar(t, s, f, cache, t.TempDir(), "--format", "gce,vhd"); status != 2 || !strings.Contains(errOut, "--for") {
 		t.Errorf("two platforms at once: status %d: %s", status, errOut)
 	}
 	out = t.TempDir()
-	if _, errOut, status := s.build(f, cache, out); status != 0 {
+	if _, errOut, status := buildFlatcar(t, s, f, cache, out); status != 0 {
 		t.Fatal(errOut)
 	}
 	baked := filepath.Join(out, "flatcar-stable-v1.37.2-amd64.raw")
@@ -230,7 +182,7 @@ func TestVendorVersions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newFlatcarServer(t)
+	s := need.NewFlatcarServer(t, "../..")
 	const name = "flatcar_production_image.bin.bz2"
 	old := output(t, raw, "bzip2", "-1")
 	raw[5<<20] ^= 1
@@ -242,197 +194,41 @@ func TestVendorVersions(t *testing.T) {
 		}
 		return regexp.MustCompile(`"version": "(4[0-9.]+)"`).FindStringSubmatch(string(data))[1]
 	}
-	s.publish("4800.2.0", day(-20), map[string][]byte{name: old})
+	s.Publish("4800.2.0", need.Day(-20), map[string][]byte{name: old})
 	first := t.TempDir()
-	if _, errOut, status := s.build(f, cache, first); status != 0 || version(first) != "4800.2.0" {
+	if _, errOut, status := buildFlatcar(t, s, f, cache, first); status != 0 || version(first) != "4800.2.0" {
 		t.Fatalf("status %d: %s", status, errOut)
 	}
-	s.publish("4900.2.0", day(-10), map[string][]byte{name: newest})
+	s.Publish("4900.2.0", need.Day(-10), map[string][]byte{name: newest})
 	second := t.TempDir()
-	if _, errOut, status := s.build(f, cache, second); status != 0 || version(second) != "4900.2.0" {
+	if _, errOut, status := buildFlatcar(t, s, f, cache, second); status != 0 || version(second) != "4900.2.0" {
 		t.Fatalf("status %d: %s", status, errOut)
 	}
 	// The first lock still has what it pinned, and so has an empty cache.
 	for _, c := range []string{cache, t.TempDir()} {
-		if _, errOut, status := s.build(f, c, first, "--locked"); status != 0 || version(first) != "4800.2.0" {
+		if _, errOut, status := buildFlatcar(t, s, f, c, first, "--locked"); status != 0 || version(first) != "4800.2.0" {
 			t.Errorf("status %d, %s: %s", status, version(first), errOut)
 		}
 	}
 	// Played back: the old version, and the old image under a new version's name.
-	s.publish("4800.2.0", day(-20), map[string][]byte{name: old})
-	if _, errOut, status := s.build(f, cache, t.TempDir()); status != 2 || !strings.Contains(errOut, "plays an old image back") {
+	s.Publish("4800.2.0", need.Day(-20), map[string][]byte{name: old})
+	if _, errOut, status := buildFlatcar(t, s, f, cache, t.TempDir()); status != 2 || !strings.Contains(errOut, "plays an old image back") {
 		t.Errorf("status %d: %s", status, errOut)
 	}
-	s.publish("4950.2.0", day(-20), map[string][]byte{name: old})
-	if _, errOut, status := s.build(f, cache, t.TempDir()); status != 2 || !strings.Contains(errOut, "plays an old image back") {
+	s.Publish("4950.2.0", need.Day(-20), map[string][]byte{name: old})
+	if _, errOut, status := buildFlatcar(t, s, f, cache, t.TempDir()); status != 2 || !strings.Contains(errOut, "plays an old image back") {
 		t.Errorf("status %d: %s", status, errOut)
 	}
 	// Without a way to the vendor.
-	if err := os.RemoveAll(s.dir); err != nil {
+	if err := os.RemoveAll(s.Mirror); err != nil {
 		t.Fatal(err)
 	}
-	if _, errOut, status := s.build(f, cache, t.TempDir()); status != 2 || !strings.Contains(errOut, "--mirror") {
+	if _, errOut, status := buildFlatcar(t, s, f, cache, t.TempDir()); status != 2 || !strings.Contains(errOut, "--mirror") {
 		t.Errorf("status %d: %s", status, errOut)
 	}
 	third := t.TempDir()
-	if _, errOut, status := s.build(f, cache, third, "--mirror", "", "--offline"); status != 0 || version(third) != "4900.2.0" {
+	if _, errOut, status := buildFlatcar(t, s, f, cache, third, "--mirror", "", "--offline"); status != 0 || version(third) != "4900.2.0" {
 		t.Errorf("status %d: %s", status, errOut)
-	}
-}
-
-// TestLock: what is pinned stays so, and what is not is added; another program of the same
-// version is refused, and taken only when asked for.
-func TestLock(t *testing.T) {
-	f, dir := fixtures(t), t.TempDir()
-	lock, mirror := filepath.Join(dir, "kimage.lock"), filepath.Join(dir, "mirror")
-	if err := os.CopyFS(mirror, os.DirFS(f.mirror)); err != nil {
-		t.Fatal(err)
-	}
-	args := func(verb, cache string, more ...string) []string {
-		return append([]string{verb, "--os", "debian-13", "--base", f.base, "--components", mirror, "--images", "none", "--cache", cache, "--lock", lock}, more...)
-	}
-	build := func(cache string, more ...string) (string, int) {
-		_, errOut, status := kimage(t, append(args("build", cache, more...), "--agent", f.agent, "-o", t.TempDir())...)
-		return errOut, status
-	}
-	cache := t.TempDir()
-	if errOut, status := build(cache, "--locked"); status != 2 || !strings.Contains(errOut, "does not exist") {
-		t.Errorf("without a lock: status %d, %s", status, errOut)
-	}
-	if out, errOut, status := kimage(t, args("lock", cache, "--agent", f.agent)...); status == 0 {
-		t.Errorf("lock knows --agent: %s %s", out, errOut)
-	}
-	out, errOut, status := kimage(t, args("lock", cache, "--network", "none")...)
-	if status != 0 || !strings.Contains(out, "is written") {
-		t.Fatalf("status %d: %s %s", status, out, errOut)
-	}
-	if errOut, status := build(cache, "--network", "none", "--locked"); status != 0 {
-		t.Errorf("status %d, %s", status, errOut)
-	}
-	// With flannel there is more than the lock has.
-	if errOut, status := build(cache, "--locked"); status != 2 || !strings.Contains(errOut, "flannel") {
-		t.Errorf("status %d, %s", status, errOut)
-	}
-	if out, _, status := kimage(t, args("lock", cache, "--check")...); status != 1 || !strings.Contains(out, "does not pin flannel") {
-		t.Errorf("status %d, %s", status, out)
-	}
-	if errOut, status := build(cache); status != 0 {
-		t.Errorf("status %d, %s", status, errOut)
-	}
-	if out, errOut, status := kimage(t, args("lock", cache, "--check")...); status != 0 || !strings.Contains(out, "pins it all already") {
-		t.Errorf("status %d, %s %s", status, out, errOut)
-	}
-	// A mirror with another kubelet, and its checksum.
-	kubelet := filepath.Join(mirror, "dl.k8s.io/release/v1.37.2/bin/linux/amd64/kubelet")
-	content := []byte("another program")
-	if err := os.WriteFile(kubelet, content, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	sum := need.Judge(t, "sha256sum", kubelet)
-	if err := os.WriteFile(kubelet+".sha256", []byte(sum[:64]+"  kubelet\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	fresh := t.TempDir()
-	if errOut, status := build(fresh); status != 2 || !strings.Contains(errOut, "usr/bin/kubelet of kubernetes v1.37.2 is pinned as ") || !strings.Contains(errOut, "--update") {
-		t.Errorf("status %d, %s", status, errOut)
-	}
-	if out, _, status := kimage(t, args("lock", fresh, "--check")...); status != 1 || !strings.Contains(out, "usr/bin/kubelet of kubernetes v1.37.2 is pinned") {
-		t.Errorf("status %d, %s", status, out)
-	}
-	if _, errOut, status := kimage(t, args("lock", fresh, "--update")...); status != 0 {
-		t.Errorf("status %d, %s", status, errOut)
-	}
-	if errOut, status := build(fresh, "--locked"); status != 0 {
-		t.Errorf("status %d, %s", status, errOut)
-	}
-	// A given base is pinned too, by its way from the lock.
-	other := filepath.Join(dir, "base.raw")
-	data, err := os.ReadFile(f.base)
-	if err != nil {
-		t.Fatal(err)
-	}
-	data[100] ^= 1
-	if err := os.WriteFile(other, data, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if errOut, status := build(fresh, "--base", other); status != 0 {
-		t.Errorf("status %d, %s", status, errOut)
-	}
-	data[101] ^= 1
-	if err := os.WriteFile(other, data, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if errOut, status := build(fresh, "--base", other); status != 2 || !strings.Contains(errOut, "the base debian-13/amd64/file:base.raw is pinned as") {
-		t.Errorf("status %d, %s", status, errOut)
-	}
-	for name, text := range map[string]string{"nonsense": "x: [", "another kind": "apiVersion: kimage.dev/v1alpha1\nkind: Cluster\n", "unknown fields": "apiVersion: kimage.dev/v1alpha1\nkind: Lock\nbaze: {}\n"} {
-		if err := os.WriteFile(lock, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if errOut, status := build(fresh); status != 2 || !strings.Contains(errOut, lock) {
-			t.Errorf("%s: status %d, %s", name, status, errOut)
-		}
-	}
-}
-
-// TestLockFetch: a mirror has all that an image is made from. With empty caches, without a
-// network, for another user in another time zone the same bytes come out.
-func TestLockFetch(t *testing.T) {
-	need.Root(t, "another user")
-	f := fixtures(t)
-	raw, err := os.ReadFile(f.flatcar)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := newFlatcarServer(t)
-	s.publish("4800.2.0", day(-1), map[string][]byte{"flatcar_production_image.bin.bz2": output(t, raw, "bzip2", "-1")})
-	out, cache := t.TempDir(), t.TempDir()
-	if _, errOut, status := s.build(f, cache, out, "--images", "all"); status != 0 {
-		t.Fatal(errOut)
-	}
-	site, err := os.MkdirTemp("", "kimage-site")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(site)
-	mirror := filepath.Join(site, "mirror")
-	fetch := command("lock", "fetch", "--os", "coreos-stable", "--components", f.mirror, "--cache", cache, "--mirror", s.dir, "--lock", filepath.Join(out, "kimage.lock"), "-o", mirror)
-	fetch.Env = append(fetch.Env, "KIMAGE_OS_PATH="+s.osPath)
-	if _, errOut, status := finish(t, fetch); status != 0 {
-		t.Fatal(errOut)
-	}
-	if err := os.RemoveAll(s.dir); err != nil {
-		t.Fatal(err)
-	}
-	for _, dir := range []string{site, mirror} {
-		if err := os.Chmod(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	program, err := os.ReadFile(os.Args[0])
-	if err == nil {
-		err = os.WriteFile(filepath.Join(site, "kimage"), program, 0o755)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	work := filepath.Join(site, "work")
-	if err := errors.Join(os.Mkdir(work, 0o700), os.Chown(work, 65534, 65534), os.CopyFS(filepath.Join(site, "os"), os.DirFS(s.osPath))); err != nil {
-		t.Fatal(err)
-	}
-	again := command("build", "--os", "coreos-stable", "--base", mirror, "--components", mirror, "--agent", f.agent, "--cache", filepath.Join(work, "cache"),
-		"--lock", filepath.Join(mirror, "kimage.lock"), "--locked", "--offline", "-o", filepath.Join(work, "out"))
-	again.Args = append([]string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "--user", "--net"}, append([]string{filepath.Join(site, "kimage")}, again.Args[1:]...)...)
-	again.Path = "/usr/bin/setpriv"
-	again.Env = append(again.Env, "KIMAGE_OS_PATH="+filepath.Join(site, "os"), "TZ=Asia/Tokyo", "HOME="+work, "TMPDIR="+work)
-	if _, errOut, status := finish(t, again); status != 0 {
-		t.Fatal(errOut)
-	}
-	const name = "flatcar-stable-v1.37.2-amd64"
-	if a, b := digest(t, filepath.Join(out, name+".raw")), digest(t, filepath.Join(work, "out", name+".raw")); a != b {
-		was, _ := os.ReadFile(filepath.Join(out, name+".json"))
-		is, _ := os.ReadFile(filepath.Join(work, "out", name+".json"))
-		t.Errorf("from the mirror another image is baked:\n%s\n%s", was, is)
 	}
 }
 

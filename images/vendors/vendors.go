@@ -1,6 +1,7 @@
 package vendors
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -111,6 +112,14 @@ func (c Config) notOlder(i Image) error {
 	return nil
 }
 
+// Asked is the URL that is asked for what is current.
+func (s Spec) Asked(arch string) string {
+	if s.Stream != "" {
+		return s.Stream
+	}
+	return strings.ReplaceAll(s.Version.URL, "{arch}", cmp.Or(s.Arches[arch], arch))
+}
+
 // resolver finds one image.
 type resolver struct {
 	Config
@@ -119,10 +128,7 @@ type resolver struct {
 }
 
 func (c Config) keys() (*resolver, error) {
-	r := &resolver{Config: c, arch: c.Arch}
-	if a := c.Spec.Arches[c.Arch]; a != "" {
-		r.arch = a
-	}
+	r := &resolver{Config: c, arch: cmp.Or(c.Spec.Arches[c.Arch], c.Arch)}
 	if !c.Spec.signs() {
 		return r, nil
 	}
@@ -140,7 +146,7 @@ func (r *resolver) expand(template, version, url string) string {
 
 // find asks for the version, then for the digest.
 func (r *resolver) find(ctx context.Context) (found, error) {
-	at := r.expand(r.Spec.Version.URL, "", "")
+	at := r.Spec.Asked(r.Arch)
 	data, err := r.Source.FetchFresh(ctx, at)
 	if err != nil {
 		return found{}, err

@@ -109,6 +109,23 @@ func Copy(ctx context.Context, dst *os.File, src io.ReaderAt, sizeBytes int64, e
 	return d.Hex(), err
 }
 
+// CopyFile copies the first sizeBytes of src to dst, an empty file; holes stay holes.
+// progress, which may be nil, is told of the bytes that were read.
+func CopyFile(ctx context.Context, dst, src *os.File, sizeBytes int64, progress func(int64)) error {
+	all, err := Extents(src)
+	if err != nil {
+		return err
+	}
+	extents := []Extent{}
+	for _, e := range all {
+		if e.Length = min(e.Length, sizeBytes-e.Offset); e.Length > 0 {
+			extents = append(extents, e)
+		}
+	}
+	_, err = Copy(ctx, dst, src, sizeBytes, extents, progress)
+	return err
+}
+
 // CopyStream is Copy for a stream of unknown length.
 func CopyStream(ctx context.Context, dst *os.File, r io.Reader, progress func(int64)) (sizeBytes int64, digest string, err error) {
 	d := NewDigest()

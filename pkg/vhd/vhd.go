@@ -6,7 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"os"
+	"io"
 )
 
 // FooterBytes is a footer's length.
@@ -52,24 +52,23 @@ func Footer(size int64, seed string) []byte {
 	return f
 }
 
-// DiskBytes is the length of the disk in f: that of the file, or less if it is a fixed
-// VHD. Other VHDs are an error.
-func DiskBytes(f *os.File) (int64, error) {
-	fi, err := f.Stat()
-	if err != nil || fi.Size() < FooterBytes {
-		return 0, err
+// DiskBytes is the length of the disk in a file of fileBytes: all of the file, or, if it is
+// a fixed VHD, what lies before its footer. Another kind of VHD is an error.
+func DiskBytes(r io.ReaderAt, fileBytes int64) (diskBytes int64, isVHD bool, err error) {
+	if fileBytes < FooterBytes {
+		return fileBytes, false, nil
 	}
 	foot := make([]byte, FooterBytes)
-	if _, err := f.ReadAt(foot, fi.Size()-FooterBytes); err != nil {
-		return 0, err
+	if _, err := r.ReadAt(foot, fileBytes-FooterBytes); err != nil {
+		return 0, false, err
 	}
 	if string(foot[:8]) != "conectix" {
-		return fi.Size(), nil
+		return fileBytes, false, nil
 	}
 	if kind := binary.BigEndian.Uint32(foot[60:]); kind != typeFixed {
-		return 0, fmt.Errorf("%s is a VHD of type %d, and only fixed ones can be read: qemu-img convert makes a raw image of it", f.Name(), kind)
+		return 0, false, fmt.Errorf("it is a VHD of type %d, and only fixed ones can be read: qemu-img convert makes a raw image of it", kind)
 	}
-	return fi.Size() - FooterBytes, nil
+	return fileBytes - FooterBytes, true, nil
 }
 
 // geometry is the specification's, of its appendix.
@@ -94,10 +93,4 @@ func geometry(sectors int64) (cylinders, heads, perTrack int64) {
 		}
 	}
 	return tracks / heads, heads, perTrack
-}
-
-// IsFixed says whether a file whose last FooterBytes are b is a fixed VHD: the disk
-// is all that is before them.
-func IsFixed(b []byte) bool {
-	return len(b) == FooterBytes && string(b[:8]) == "conectix" && binary.BigEndian.Uint32(b[60:]) == typeFixed
 }

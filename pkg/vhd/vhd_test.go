@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/kimage-project/kimage/pkg/need"
@@ -25,10 +26,13 @@ func TestForeign(t *testing.T) {
 		if _, err := f.WriteAt(Footer(size, "test"), size); err != nil {
 			t.Fatal(err)
 		}
-		f.Close()
-		if !IsFixed(Footer(size, "test")) || IsFixed(make([]byte, FooterBytes)) {
-			t.Errorf("%d bytes: the footer is not known again", size)
+		if got, isVHD, err := DiskBytes(f, size+FooterBytes); err != nil || !isVHD || got != size {
+			t.Errorf("%d bytes: the footer is not known again: %d, %v, %v", size, got, isVHD, err)
 		}
+		if got, isVHD, err := DiskBytes(f, size); err != nil || isVHD || got != size {
+			t.Errorf("%d bytes without a footer: %d, %v, %v", size, got, isVHD, err)
+		}
+		f.Close()
 		out, err := exec.Command("qemu-img", "info", "-f", "vpc", "--output", "json", ours).Output()
 		var info struct {
 			Size int64 `json:"virtual-size"`
@@ -57,5 +61,27 @@ func TestForeign(t *testing.T) {
 	}
 	if string(Footer(1<<30, "a")[68:84]) == string(Footer(1<<30, "b")[68:84]) {
 		t.Error("two images have one ID")
+	}
+}
+
+// TestOtherKinds: a VHD that is not fixed is no raw disk, and what is short is no VHD.
+func TestOtherKinds(t *testing.T) {
+	need.Program(t, "qemu-img", "qemu-utils")
+	file := filepath.Join(t.TempDir(), "dynamic.vhd")
+	need.Judge(t, "qemu-img", "create", "-q", "-f", "vpc", "-o", "subformat=dynamic", file, "64M")
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := DiskBytes(f, fi.Size()); err == nil || !strings.Contains(err.Error(), "VHD of type 3") {
+		t.Errorf("%v", err)
+	}
+	if got, isVHD, err := DiskBytes(strings.NewReader("short"), 5); err != nil || isVHD || got != 5 {
+		t.Errorf("%d, %v, %v", got, isVHD, err)
 	}
 }
