@@ -390,8 +390,10 @@ func TestRealFollower(t *testing.T) {
 		fault.strike()
 		waitFor(t, leftWithin, fault.name+": the watch is closed", func() bool { return !watches[victim].isOpen() })
 		closed := time.Since(began)
-		c.serves(b, 0, stay...)
+		// A dying process may lose its connections before its listener: until a
+		// probe has failed, a new one can still be sent there.
 		waitFor(t, leftWithin-time.Since(began), fault.name+": it gets no connection", func() bool { return b.count(Ready) == 2 })
+		c.serves(b, 0, stay...)
 		t.Logf("%s: left and closed after %v", fault.name, closed)
 		if fault.recover == nil {
 			break
