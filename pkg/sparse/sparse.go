@@ -110,20 +110,47 @@ func Copy(ctx context.Context, dst *os.File, src io.ReaderAt, sizeBytes int64, e
 }
 
 // CopyFile copies the first sizeBytes of src to dst, an empty file; holes stay holes.
-// progress, which may be nil, is told of the bytes that were read.
+// progress, which may be nil, is told of the bytes that were copied.
 func CopyFile(ctx context.Context, dst, src *os.File, sizeBytes int64, progress func(int64)) error {
 	all, err := Extents(src)
 	if err != nil {
 		return err
 	}
-	extents := []Extent{}
+	if err := dst.Truncate(sizeBytes); err != nil {
+		return err
+	}
 	for _, e := range all {
-		if e.Length = min(e.Length, sizeBytes-e.Offset); e.Length > 0 {
-			extents = append(extents, e)
+		for off, end := e.Offset, min(e.Offset+e.Length, sizeBytes); off < end; {
+			n, err := copyRange(dst, src, off, int(min(end-off, copyBytes)))
+			if err != nil {
+				return fmt.Errorf("copying %s at byte %d: %w", src.Name(), off, err)
+			}
+			if off += int64(n); progress != nil {
+				progress(int64(n))
+			}
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 		}
 	}
-	_, err = Copy(ctx, dst, src, sizeBytes, extents, progress)
-	return err
+	return nil
+}
+
+// copyBytes are copied between two looks at the context.
+const copyBytes = 8 << 20
+
+// copyRange copies up to n bytes at an offset, by the kernel where it can.
+func copyRange(dst, src *os.File, offset int64, n int) (int, error) {
+	from, to := offset, offset
+	copied, err := unix.CopyFileRange(int(src.Fd()), &from, int(dst.Fd()), &to, n, 0)
+	if err == nil && copied > 0 || errors.Is(err, unix.ENOSPC) {
+		return copied, err
+	}
+	m, err := io.Copy(io.NewOffsetWriter(dst, offset), io.NewSectionReader(src, offset, int64(n)))
+	if err == nil && m == 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	return int(m), err
 }
 
 // CopyStream is Copy for a stream of unknown length.
