@@ -107,7 +107,7 @@ bench-boot: deps build
 
 FUZZTIME ?= 5m
 fuzz:
-	$(GO) test ./pkg/gpt -run '^$$' -fuzz FuzzRead -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
+	$(GO) test ./pkg/parttable -run '^$$' -fuzz FuzzRead -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 	$(GO) test ./pkg/qcow2 -run '^$$' -fuzz FuzzRead -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 
 clean:

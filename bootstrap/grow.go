@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kimage-project/kimage/pkg/ext4"
-	"github.com/kimage-project/kimage/pkg/gpt"
+	"github.com/kimage-project/kimage/pkg/parttable"
 )
 
 const (
@@ -48,7 +48,7 @@ func Grow(ctx context.Context) (Growth, error) {
 	if err != nil {
 		return Growth{}, err
 	}
-	table, err := gpt.Read(disk, size)
+	table, err := parttable.Read(disk, size)
 	if err != nil {
 		return Growth{}, fmt.Errorf("/dev/%s: %w", d.disk, err)
 	}
@@ -58,8 +58,8 @@ func Grow(ctx context.Context) (Growth, error) {
 	}
 	var g Growth
 	// A whole mebibyte, as every partition begins on one.
-	last := (gpt.LastUsableLBA(size)+1)/2048*2048 - 1
-	if last > part.LastLBA && int64(last-part.LastLBA)*gpt.SectorBytes >= growthWorthBytes {
+	last := (parttable.LastUsableLBA(size)+1)/2048*2048 - 1
+	if last > part.LastLBA && int64(last-part.LastLBA)*parttable.SectorBytes >= growthWorthBytes {
 		if err := table.Grow(part.Number, last); err != nil {
 			return g, err
 		}
@@ -89,7 +89,7 @@ func Grow(ctx context.Context) (Growth, error) {
 }
 
 // tellKernel makes the partition in use as long as the table says.
-func tellKernel(disk *os.File, p gpt.Partition) error {
+func tellKernel(disk *os.File, p parttable.Partition) error {
 	type blkpgPartition struct {
 		start, length   int64
 		number          int32
@@ -109,7 +109,7 @@ func tellKernel(disk *os.File, p gpt.Partition) error {
 }
 
 // growFilesystem grows the mounted ext4 to its partition.
-func growFilesystem(d dataDevice, p gpt.Partition) (bool, error) {
+func growFilesystem(d dataDevice, p parttable.Partition) (bool, error) {
 	dev, err := os.Open("/dev/" + d.partition)
 	if err != nil {
 		return false, err

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
-	"github.com/kimage-project/kimage/pkg/gpt"
+	"github.com/kimage-project/kimage/pkg/parttable"
 	"github.com/kimage-project/kimage/pkg/run"
 )
 
@@ -120,7 +120,7 @@ func grown() Check {
 	if err != nil {
 		return check(err, "")
 	}
-	table, err := gpt.Read(disk, size)
+	table, err := parttable.Read(disk, size)
 	if err != nil {
 		return check(err, "")
 	}
@@ -128,13 +128,13 @@ func grown() Check {
 	if !ok {
 		return Check{false, "the partition table has no " + partition}
 	}
-	free := int64(gpt.LastUsableLBA(size)) - int64(p.LastLBA)
+	free := int64(parttable.LastUsableLBA(size)) - int64(p.LastLBA)
 	fsBytes, err := filesystemBytes(d)
 	if err != nil {
 		return check(err, "")
 	}
 	// ext4's own tables are not counted by statfs: up to 3 %.
-	if free*gpt.SectorBytes >= growthWorthBytes+(1<<20) || fsBytes < p.SizeBytes()/100*95-(128<<20) {
+	if free*parttable.SectorBytes >= growthWorthBytes+(1<<20) || fsBytes < p.SizeBytes()/100*95-(128<<20) {
 		return Check{false, fmt.Sprintf("the partition has %d bytes, its file system %d, the disk %d: see journalctl -u kimage-grow", p.SizeBytes(), fsBytes, size)}
 	}
 	return Check{true, fmt.Sprintf("/dev/%s has %d MiB, to the end of the disk", d.partition, p.SizeBytes()>>20)}

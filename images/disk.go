@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kimage-project/kimage/pkg/ext4"
-	"github.com/kimage-project/kimage/pkg/gpt"
+	"github.com/kimage-project/kimage/pkg/parttable"
 	"github.com/kimage-project/kimage/pkg/sparse"
 	"github.com/kimage-project/kimage/pkg/tree"
 )
@@ -50,14 +50,14 @@ const (
 type disk struct {
 	builder *Builder
 	base    base
-	table   *gpt.Table
-	root    gpt.Partition
+	table   *parttable.Table
+	root    parttable.Partition
 	out     *os.File
 	scratch string
 
-	images images        // the container images
-	data   gpt.Partition // KIMAGE
-	total  int64         // bytes of the disk
+	images images              // the container images
+	data   parttable.Partition // KIMAGE
+	total  int64               // bytes of the disk
 }
 
 // baseRoot is the root file system in the base, for reading.
@@ -166,15 +166,15 @@ func (d *disk) layOut(images images, programBytes int64) error {
 	content := programBytes + images.roomBytes()
 	size := (content + kimageSlack + 64*mebibyte - 1) / (64 * mebibyte) * (64 * mebibyte)
 	// Also behind what the vendor left behind its last partition: all of the base is copied.
-	end := max(int64(d.table.LastLBA()+1)*gpt.SectorBytes, d.base.info.SizeBytes)
+	end := max(int64(d.table.LastLBA()+1)*parttable.SectorBytes, d.base.info.SizeBytes)
 	if d.root.LastLBA == d.table.LastLBA() {
 		end = max(end, d.root.OffsetBytes()+d.builder.os.RootSizeMiB*mebibyte)
 	}
 	start := (end + mebibyte - 1) / mebibyte * mebibyte
 	d.total = start + size + mebibyte
 	var err error
-	d.data, err = d.table.Add(gpt.Partition{Name: kimageName, TypeGUID: typeLinux, GUID: gpt.DeriveGUID("kimage-partition", d.builder.os.Name),
-		FirstLBA: uint64(start / gpt.SectorBytes), LastLBA: uint64((start+size)/gpt.SectorBytes) - 1})
+	d.data, err = d.table.Add(parttable.Partition{Name: kimageName, TypeGUID: typeLinux, GUID: parttable.DeriveGUID("kimage-partition", d.builder.os.Name),
+		FirstLBA: uint64(start / parttable.SectorBytes), LastLBA: uint64((start+size)/parttable.SectorBytes) - 1})
 	if err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func (d *disk) volume() ext4.Volume {
 // startKIMAGE makes the file system and writes what does not depend on the payload.
 func (d *disk) startKIMAGE(ctx context.Context) error {
 	mk := ext4.MakeConfig{File: d.out.Name(), OffsetBytes: d.data.OffsetBytes(), SizeBytes: d.data.SizeBytes(), Label: kimageName,
-		UUID: strings.ToLower(gpt.DeriveGUID("kimage-filesystem", d.builder.os.Name)), JournalMiB: 64, ReservedPercent: reservedPercent, ReservedUID: reservedUID,
+		UUID: strings.ToLower(parttable.DeriveGUID("kimage-filesystem", d.builder.os.Name)), JournalMiB: 64, ReservedPercent: reservedPercent, ReservedUID: reservedUID,
 		UnixTime: unixTime, ScratchDirectory: d.scratch}
 	if err := ext4.Make(ctx, mk); err != nil || d.images.entry == "" {
 		return err

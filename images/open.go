@@ -12,7 +12,7 @@ import (
 	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/decompress"
 	"github.com/kimage-project/kimage/pkg/ext4"
-	"github.com/kimage-project/kimage/pkg/gpt"
+	"github.com/kimage-project/kimage/pkg/parttable"
 	"github.com/kimage-project/kimage/pkg/qcow2"
 	"github.com/kimage-project/kimage/pkg/sparse"
 	"github.com/kimage-project/kimage/pkg/vhd"
@@ -24,7 +24,7 @@ type diskImage struct {
 	format    string
 	sizeBytes int64 // of the disk
 	disk      io.ReaderAt
-	table     *gpt.Table
+	table     *parttable.Table
 
 	f       *os.File
 	tmp     *atomicfile.TempDir // nil: nothing was put there yet
@@ -72,7 +72,7 @@ func (d *diskImage) readTable() error {
 			d.format = formatVHD
 		}
 	}
-	if d.table, err = gpt.Read(d.disk, d.sizeBytes); !errors.Is(err, gpt.ErrNoGPT) {
+	if d.table, err = parttable.Read(d.disk, d.sizeBytes); !errors.Is(err, parttable.ErrNoGPT) {
 		return err
 	}
 	head := make([]byte, 8)
@@ -103,7 +103,7 @@ func (d *diskImage) scratch() (string, error) {
 
 // volume is the file system of a partition. e2fsprogs need it in a file as it is: of
 // another format the partition is copied out once, holes kept. progress may be nil.
-func (d *diskImage) volume(ctx context.Context, p gpt.Partition, progress func(int64)) (ext4.Volume, error) {
+func (d *diskImage) volume(ctx context.Context, p parttable.Partition, progress func(int64)) (ext4.Volume, error) {
 	if v, ok := d.volumes[p.Number]; ok {
 		return v, nil
 	}
@@ -123,7 +123,7 @@ func (d *diskImage) volume(ctx context.Context, p gpt.Partition, progress func(i
 }
 
 // extract copies one partition into a sparse file of its own.
-func extract(ctx context.Context, disk io.ReaderAt, p gpt.Partition, to string, progress func(int64)) error {
+func extract(ctx context.Context, disk io.ReaderAt, p parttable.Partition, to string, progress func(int64)) error {
 	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
@@ -135,7 +135,7 @@ func extract(ctx context.Context, disk io.ReaderAt, p gpt.Partition, to string, 
 }
 
 // kimage is the partition that makes an image kimage's.
-func (d *diskImage) kimage() (gpt.Partition, error) {
+func (d *diskImage) kimage() (parttable.Partition, error) {
 	p, found := d.table.FindName(kimageName)
 	if !found {
 		return p, fmt.Errorf("%s: not an image of kimage: it has no partition %s", d.file, kimageName)
@@ -144,7 +144,7 @@ func (d *diskImage) kimage() (gpt.Partition, error) {
 }
 
 // rootPartitions are those that may hold an ext4 root.
-func (d *diskImage) rootPartitions() (found []gpt.Partition) {
+func (d *diskImage) rootPartitions() (found []parttable.Partition) {
 	for _, p := range d.table.Partitions {
 		if p.Name == kimageName {
 			continue

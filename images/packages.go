@@ -13,7 +13,7 @@ import (
 
 	"github.com/kimage-project/kimage/pkg/debs"
 	"github.com/kimage-project/kimage/pkg/ext4"
-	"github.com/kimage-project/kimage/pkg/gpt"
+	"github.com/kimage-project/kimage/pkg/parttable"
 	"github.com/kimage-project/kimage/pkg/run"
 	"github.com/kimage-project/kimage/pkg/tree"
 )
@@ -65,8 +65,8 @@ type packagesBase struct {
 // of what is in it. mmdebstrap needs root or user namespaces; all that follows
 // does not.
 func (b packagesBase) make(ctx context.Context, file string) (packages []string, err error) {
-	rootUUID := strings.ToLower(gpt.DeriveGUID("base-root", b.os.Name))
-	volumeID := gpt.DeriveGUID("base-esp", b.os.Name)[:8]
+	rootUUID := strings.ToLower(parttable.DeriveGUID("base-root", b.os.Name))
+	volumeID := parttable.DeriveGUID("base-esp", b.os.Name)[:8]
 	subst := strings.NewReplacer("@ROOT_UUID@", rootUUID, "@ESP_UUID@", volumeID[:4]+"-"+volumeID[4:], "@TITLE@", b.os.Title)
 	tarball := filepath.Join(b.scratch, "root.tar")
 	if err := b.debootstrap(ctx, tarball, subst.Replace(string(embedded("debian/grub-early.cfg")))); err != nil {
@@ -239,13 +239,13 @@ func (b packagesBase) disk(ctx context.Context, file string, root *tree.Tree, bo
 	if err := f.Truncate(total); err != nil {
 		return err
 	}
-	table := gpt.New(gpt.DeriveGUID("base-disk", b.os.Name))
-	for _, p := range []gpt.Partition{
+	table := parttable.New(parttable.DeriveGUID("base-disk", b.os.Name))
+	for _, p := range []parttable.Partition{
 		{Number: 14, Name: "bios", TypeGUID: typeBIOS, FirstLBA: biosFirst, LastLBA: biosLast},
 		{Number: 15, Name: "esp", TypeGUID: typeESP, FirstLBA: espFirst, LastLBA: espLast},
 		{Number: 1, Name: "root", TypeGUID: typeRoot, FirstLBA: rootFirst, LastLBA: uint64(rootFirst + rootBytes/sectorBytes - 1)},
 	} {
-		p.GUID = gpt.DeriveGUID("base-partition", p.Name, b.os.Name)
+		p.GUID = parttable.DeriveGUID("base-partition", p.Name, b.os.Name)
 		if _, err := table.Add(p); err != nil {
 			return err
 		}

@@ -11,7 +11,7 @@ import (
 	"strings"
 
 	"github.com/kimage-project/kimage/pkg/ext4"
-	"github.com/kimage-project/kimage/pkg/gpt"
+	"github.com/kimage-project/kimage/pkg/parttable"
 )
 
 // anySystem is the ID of an extension that fits every system.
@@ -21,26 +21,26 @@ const anySystem = "_any"
 var rootTypes = []string{typeRoot, typeLinux, "B921B045-1DF0-41C3-AF44-4C6F280D3FAE"}
 
 // findRoot finds the root partition of the disk in file.
-func (b *Builder) findRoot(ctx context.Context, file string) (*gpt.Table, gpt.Partition, error) {
+func (b *Builder) findRoot(ctx context.Context, file string) (*parttable.Table, parttable.Partition, error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return nil, gpt.Partition{}, err
+		return nil, parttable.Partition{}, err
 	}
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
-		return nil, gpt.Partition{}, err
+		return nil, parttable.Partition{}, err
 	}
-	table, err := gpt.Read(f, fi.Size())
-	if errors.Is(err, gpt.ErrNoGPT) && hasMBR(f) {
-		return nil, gpt.Partition{}, fmt.Errorf("the base has an MBR, to which kimage cannot add a partition: take the image of %s that boots by UEFI", b.os.Title)
+	table, err := parttable.Read(f, fi.Size())
+	if errors.Is(err, parttable.ErrNoGPT) && hasMBR(f) {
+		return nil, parttable.Partition{}, fmt.Errorf("the base has an MBR, to which kimage cannot add a partition: take the image of %s that boots by UEFI", b.os.Title)
 	}
 	if err != nil {
-		return nil, gpt.Partition{}, fmt.Errorf("the base: %w: is it a disk image of %s, complete?", err, b.os.Title)
+		return nil, parttable.Partition{}, fmt.Errorf("the base: %w: is it a disk image of %s, complete?", err, b.os.Title)
 	}
 	if name := b.os.Disk.USR; name != "" {
 		if _, ok := table.FindName(name); !ok {
-			return nil, gpt.Partition{}, b.noRoot(table, "no partition "+name)
+			return nil, parttable.Partition{}, b.noRoot(table, "no partition "+name)
 		}
 	}
 	is := b.isRoot
@@ -51,7 +51,7 @@ func (b *Builder) findRoot(ctx context.Context, file string) (*gpt.Table, gpt.Pa
 	for _, p := range slices.Backward(byOffset(table.Partitions)) {
 		ok, err := is(ctx, f, p)
 		if err != nil {
-			return nil, gpt.Partition{}, fmt.Errorf("the base: %w", err)
+			return nil, parttable.Partition{}, fmt.Errorf("the base: %w", err)
 		}
 		if ok {
 			return table, p, nil
@@ -61,7 +61,7 @@ func (b *Builder) findRoot(ctx context.Context, file string) (*gpt.Table, gpt.Pa
 	if !b.os.editable() {
 		kind = b.os.Disk.Filesystem
 	}
-	return nil, gpt.Partition{}, b.noRoot(table, "no "+kind+" root partition that kimage knows")
+	return nil, parttable.Partition{}, b.noRoot(table, "no "+kind+" root partition that kimage knows")
 }
 
 // hasMBR says whether the disk's first sector ends like a boot sector.
@@ -71,11 +71,11 @@ func hasMBR(disk io.ReaderAt) bool {
 	return err == nil && end[0] == 0x55 && end[1] == 0xaa
 }
 
-func byOffset(all []gpt.Partition) []gpt.Partition {
-	return slices.SortedFunc(slices.Values(all), func(a, b gpt.Partition) int { return int(a.OffsetBytes()>>20) - int(b.OffsetBytes()>>20) })
+func byOffset(all []parttable.Partition) []parttable.Partition {
+	return slices.SortedFunc(slices.Values(all), func(a, b parttable.Partition) int { return int(a.OffsetBytes()>>20) - int(b.OffsetBytes()>>20) })
 }
 
-func (b *Builder) noRoot(table *gpt.Table, why string) error {
+func (b *Builder) noRoot(table *parttable.Table, why string) error {
 	var seen []string
 	for _, p := range table.Partitions {
 		seen = append(seen, fmt.Sprintf("%d %q", p.Number, p.Name))
@@ -85,7 +85,7 @@ func (b *Builder) noRoot(table *gpt.Table, why string) error {
 
 // isRoot recognises an ext4 root by its label, or else by its os-release, which has to be
 // that of the system that is to be baked.
-func (b *Builder) isRoot(ctx context.Context, disk *os.File, p gpt.Partition) (bool, error) {
+func (b *Builder) isRoot(ctx context.Context, disk *os.File, p parttable.Partition) (bool, error) {
 	label := b.os.Disk.Root
 	if label == "" && !slices.Contains(rootTypes, p.TypeGUID) {
 		return false, nil
@@ -116,7 +116,7 @@ func (b *Builder) isRoot(ctx context.Context, disk *os.File, p gpt.Partition) (b
 
 // isXFSRoot recognises an xfs file system, of the label if the system has one
 // (XFS Algorithms & Data Structures, "Superblocks").
-func (b *Builder) isXFSRoot(_ context.Context, disk *os.File, p gpt.Partition) (bool, error) {
+func (b *Builder) isXFSRoot(_ context.Context, disk *os.File, p parttable.Partition) (bool, error) {
 	head := make([]byte, 120)
 	if _, err := disk.ReadAt(head, p.OffsetBytes()); err != nil && err != io.EOF {
 		return false, err

@@ -11,7 +11,7 @@ import (
 
 	"github.com/kimage-project/kimage/pkg/doctor"
 	"github.com/kimage-project/kimage/pkg/ext4"
-	"github.com/kimage-project/kimage/pkg/gpt"
+	"github.com/kimage-project/kimage/pkg/parttable"
 	"github.com/kimage-project/kimage/pkg/progress"
 	"github.com/kimage-project/kimage/pkg/run"
 	"github.com/kimage-project/kimage/pkg/tree"
@@ -66,7 +66,7 @@ type verifier struct {
 	image  *diskImage
 	report *progress.Reporter
 
-	data   gpt.Partition
+	data   parttable.Partition
 	kimage ext4.Volume
 	root   *ext4.Volume // nil: there is no ext4 root
 
@@ -168,7 +168,7 @@ func (v *verifier) fileSystems(ctx context.Context) error {
 
 func (v *verifier) partitionTable(thing string, disk io.ReaderAt, sizeBytes int64) error {
 	const with = "both copies, each with its checksums and with the other"
-	if err := gpt.Check(disk, sizeBytes); err != nil {
+	if err := parttable.Check(disk, sizeBytes); err != nil {
 		return v.failed(thing, with, err)
 	}
 	v.ok(thing, with)
@@ -193,7 +193,7 @@ func (v *verifier) manifestOS(ctx context.Context) *OS {
 }
 
 // open copies a partition out if e2fsprogs need that, and says how far it is.
-func (v *verifier) open(ctx context.Context, p gpt.Partition) (ext4.Volume, error) {
+func (v *verifier) open(ctx context.Context, p parttable.Partition) (ext4.Volume, error) {
 	if v.image.format != formatQcow2 {
 		return v.image.volume(ctx, p, nil)
 	}
@@ -203,7 +203,7 @@ func (v *verifier) open(ctx context.Context, p gpt.Partition) (ext4.Volume, erro
 }
 
 // fileSystem judges an ext4 by e2fsck, which does not know what files should hold.
-func (v *verifier) fileSystem(ctx context.Context, thing string, p gpt.Partition) (ext4.Volume, error) {
+func (v *verifier) fileSystem(ctx context.Context, thing string, p parttable.Partition) (ext4.Volume, error) {
 	const with = "its own checksums and counts, by e2fsck -fn"
 	volume, err := v.open(ctx, p)
 	if err != nil {

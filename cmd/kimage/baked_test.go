@@ -14,16 +14,16 @@ import (
 	"testing"
 
 	"github.com/kimage-project/kimage/pkg/ext4"
-	"github.com/kimage-project/kimage/pkg/gpt"
 	"github.com/kimage-project/kimage/pkg/need"
+	"github.com/kimage-project/kimage/pkg/parttable"
 	"github.com/kimage-project/kimage/pkg/sparse"
 )
 
 // baked is an image that several tests read and copy; raw, qcow2 and vhd.
 type baked struct {
 	file, base string // without the extension
-	kimage     gpt.Partition
-	root       gpt.Partition
+	kimage     parttable.Partition
+	root       parttable.Partition
 	volume     ext4.Volume // KIMAGE
 	payload    []byte
 	rootHash   string
@@ -65,7 +65,7 @@ func readBaked(t *testing.T, file string) baked {
 	if err != nil {
 		t.Fatal(err)
 	}
-	table, err := gpt.Read(raw, fi.Size())
+	table, err := parttable.Read(raw, fi.Size())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +131,7 @@ func (b baked) copied(t *testing.T) string {
 }
 
 // find returns where in a partition of file content is, for the nth time, from 0.
-func find(t *testing.T, file string, p gpt.Partition, content []byte, nth int) int64 {
+func find(t *testing.T, file string, p parttable.Partition, content []byte, nth int) int64 {
 	t.Helper()
 	f, err := os.Open(file)
 	if err != nil {
@@ -183,6 +183,6 @@ func flipAt(t *testing.T, file string, at int64) {
 	}
 }
 
-func ext4Device(file string, p gpt.Partition) string {
+func ext4Device(file string, p parttable.Partition) string {
 	return fmt.Sprintf("%s?offset=%d", file, p.OffsetBytes())
 }

@@ -23,9 +23,9 @@ import (
 
 	"github.com/kimage-project/kimage/images/components"
 	"github.com/kimage-project/kimage/pkg/ext4"
-	"github.com/kimage-project/kimage/pkg/gpt"
 	"github.com/kimage-project/kimage/pkg/need"
 	"github.com/kimage-project/kimage/pkg/oci"
+	"github.com/kimage-project/kimage/pkg/parttable"
 	"github.com/kimage-project/kimage/pkg/sparse"
 	"github.com/kimage-project/kimage/pkg/tree"
 )
@@ -72,18 +72,18 @@ const linuxData = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 
 // smallDisk is a small disk of some system's layout. Its root, the last partition, is ext4.
 type smallDisk struct {
-	partitions []gpt.Partition // their sizes in MiB are in LastLBA
+	partitions []parttable.Partition // their sizes in MiB are in LastLBA
 	label      string
 	files      map[string]string
 }
 
-var debianDisk = smallDisk{[]gpt.Partition{{Number: 1, Name: "root", TypeGUID: linuxData, LastLBA: 64}}, "root", map[string]string{
+var debianDisk = smallDisk{[]parttable.Partition{{Number: 1, Name: "root", TypeGUID: linuxData, LastLBA: 64}}, "root", map[string]string{
 	"usr/lib/os-release":                           "PRETTY_NAME=\"Debian GNU/Linux 13 (trixie)\"\nID=debian\nVERSION_ID=\"13\"\n",
 	"usr/lib/x86_64-linux-gnu/libcryptsetup.so.12": "elf", "usr/bin/true": "elf", "usr/lib/systemd/system/x.service": "", "etc/hostname": "localhost\n",
 }}
 
 // flatcarDisk has /usr on a partition of its own, which nothing here can read.
-var flatcarDisk = smallDisk{[]gpt.Partition{
+var flatcarDisk = smallDisk{[]parttable.Partition{
 	{Number: 1, Name: "EFI-SYSTEM", TypeGUID: "C12A7328-F81F-11D2-BA4B-00A0C93EC93B", LastLBA: 4},
 	{Number: 2, Name: "BIOS-BOOT", TypeGUID: "21686148-6449-6E6F-744E-656564454649", LastLBA: 2},
 	{Number: 3, Name: "USR-A", TypeGUID: "5DFBF5F4-2848-4BAC-AA5E-0D9A20B745A6", GUID: "7130C94A-213A-4E5A-8E26-6CCE9662F132", Attributes: 0x0101 << 48, LastLBA: 8},
@@ -99,14 +99,14 @@ func writeBase(file, scratch string, d smallDisk) error {
 		return err
 	}
 	defer f.Close()
-	table := gpt.New(gpt.DeriveGUID("test"))
-	const mib = 1 << 20 / gpt.SectorBytes
+	table := parttable.New(parttable.DeriveGUID("test"))
+	const mib = 1 << 20 / parttable.SectorBytes
 	next := uint64(4 * mib)
-	var root gpt.Partition
+	var root parttable.Partition
 	for i, p := range d.partitions {
 		p.FirstLBA, next = next, next+p.LastLBA*mib
 		if p.LastLBA = next - 1; p.GUID == "" {
-			p.GUID = gpt.DeriveGUID(p.Name)
+			p.GUID = parttable.DeriveGUID(p.Name)
 		}
 		if root, err = table.Add(p); err != nil {
 			return err
@@ -118,7 +118,7 @@ func writeBase(file, scratch string, d smallDisk) error {
 			}
 		}
 	}
-	size := int64(next+28*mib) * gpt.SectorBytes
+	size := int64(next+28*mib) * parttable.SectorBytes
 	if err := f.Truncate(size); err != nil {
 		return err
 	}

@@ -14,7 +14,7 @@ import (
 	"io"
 	"os"
 
-	"github.com/kimage-project/kimage/pkg/gpt"
+	"github.com/kimage-project/kimage/pkg/parttable"
 	"github.com/kimage-project/kimage/pkg/verity"
 )
 
@@ -65,7 +65,7 @@ func Wrap(ctx context.Context, c Config) (rootHash string, err error) {
 	}
 	data := io.NewSectionReader(out, FilesystemOffset, dataBytes)
 	hash, hashBytes, err := verity.Write(ctx, out, hashStart, data, dataBytes, verity.Config{
-		Salt: []byte(gpt.DeriveGUID("salt", c.Seed))[:32], UUID: [16]byte(mustGUIDBytes(gpt.DeriveGUID("verity", c.Seed)))})
+		Salt: []byte(parttable.DeriveGUID("salt", c.Seed))[:32], UUID: [16]byte(mustGUIDBytes(parttable.DeriveGUID("verity", c.Seed)))})
 	if err != nil {
 		return "", fmt.Errorf("making the hash tree of %s: %w", c.File, err)
 	}
@@ -73,8 +73,8 @@ func Wrap(ctx context.Context, c Config) (rootHash string, err error) {
 	if err := out.Truncate(total); err != nil {
 		return "", err
 	}
-	table := gpt.New(gpt.DeriveGUID("ddi", c.Seed))
-	for _, p := range []gpt.Partition{
+	table := parttable.New(parttable.DeriveGUID("ddi", c.Seed))
+	for _, p := range []parttable.Partition{
 		{Number: 1, Name: "root", TypeGUID: t.root, GUID: guid(hash[:16]), FirstLBA: FilesystemOffset / sector, LastLBA: uint64((FilesystemOffset+dataBytes)/sector - 1)},
 		{Number: 2, Name: "root-verity", TypeGUID: t.verity, GUID: guid(hash[16:]), FirstLBA: uint64(hashStart / sector), LastLBA: uint64((hashStart+hashBytes)/sector - 1)},
 	} {

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/kimage-project/kimage/pkg/gpt"
+	"github.com/kimage-project/kimage/pkg/parttable"
 	"github.com/kimage-project/kimage/pkg/squashfs"
 	"github.com/kimage-project/kimage/pkg/tree"
 	"github.com/kimage-project/kimage/pkg/verity"
@@ -48,7 +48,7 @@ func partition(t *testing.T, file, name string) string {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	table, err := gpt.Read(f, int64(len(data)))
+	table, err := parttable.Read(f, int64(len(data)))
 	if err != nil {
 		t.Fatal(err)
 	}

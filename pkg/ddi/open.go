@@ -6,7 +6,7 @@ import (
 	"io"
 	"strings"
 
-	"github.com/kimage-project/kimage/pkg/gpt"
+	"github.com/kimage-project/kimage/pkg/parttable"
 )
 
 // Image is an image that is read.
@@ -18,9 +18,9 @@ type Image struct {
 }
 
 // Open finds the parts of an image of sizeBytes. Its table is not compared with the
-// copy at its end, see gpt.Check, and no hash with anything, see verity.Check.
+// copy at its end, see parttable.Check, and no hash with anything, see verity.Check.
 func Open(r io.ReaderAt, sizeBytes int64) (*Image, error) {
-	table, err := gpt.Read(r, sizeBytes)
+	table, err := parttable.Read(r, sizeBytes)
 	if err != nil {
 		return nil, fmt.Errorf("reading a discoverable image: %w", err)
 	}

@@ -1,4 +1,4 @@
-// Package gpt reads and edits GUID partition tables in image files and on disks.
+// Package parttable reads and edits GUID partition tables in image files and on disks.
 //
 // The bytes are read and written by go-diskfs; in front of it stands a strict
 // check of everything it would trust (sizes, checksums, bounds, overlaps), so
@@ -6,7 +6,7 @@
 // in a table is lost by editing it: numbers, GUIDs, types, names, attributes,
 // the disk's GUID and the boot code in sector 0 stay. Sectors have 512 bytes;
 // data is never moved.
-package gpt
+package parttable
 
 import (
 	"crypto/sha256"
