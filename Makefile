@@ -37,7 +37,7 @@ bin/kimage: $(AGENT) $(shell find images ignition cmd/kimage -type f) $(SOURCES)
 # What tests and bakes call; doctor names the same for people.
 PACKAGES := e2fsprogs squashfs-tools mmdebstrap debian-archive-keyring dosfstools mtools gcc libc6-dev pkg-config libseccomp-dev \
 	xorriso libblkid-dev policycoreutils python3-jsonschema python3-yaml openssl qemu-system-x86 qemu-utils ovmf gdisk cryptsetup-bin xz-utils zstd bzip2 util-linux shellcheck systemd-container spin iproute2 strace docker-registry tcpdump openssh-client \
-	vagrant vagrant-libvirt acl btrfs-progs gpg gpg-agent
+	vagrant vagrant-libvirt acl btrfs-progs gpg gpg-agent fdisk xfsprogs
 
 deps:
 	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) $(MORE) 2>&1 | grep -v '^installed ' || true); \

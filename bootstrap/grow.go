@@ -29,7 +29,7 @@ type Growth struct {
 }
 
 // Grow grows the data partition and its file system, both in use, to the end
-// of the disk. The second copy of the partition table moves there too.
+// of the disk. The second copy of a GPT moves there too.
 func Grow(ctx context.Context) (Growth, error) {
 	d, err := findData()
 	if err != nil {
@@ -58,7 +58,7 @@ func Grow(ctx context.Context) (Growth, error) {
 	}
 	var g Growth
 	// A whole mebibyte, as every partition begins on one.
-	last := (parttable.LastUsableLBA(size)+1)/2048*2048 - 1
+	last := (table.LastUsableLBA(size)+1)/2048*2048 - 1
 	if last > part.LastLBA && int64(last-part.LastLBA)*parttable.SectorBytes >= growthWorthBytes {
 		if err := table.Grow(part.Number, last); err != nil {
 			return g, err

@@ -22,6 +22,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/kimage-project/kimage/pkg/ext4"
 )
 
 // Places on a node.
@@ -150,7 +152,9 @@ func findData() (dataDevice, error) {
 	if err != nil {
 		return dataDevice{}, err
 	}
-	if uevent["PARTNAME"] != partition {
+	if name, err := partitionName(uevent); err != nil {
+		return dataDevice{}, err
+	} else if name != partition {
 		return dataDevice{}, fmt.Errorf("what is mounted on %s is not the partition %s", Data, partition)
 	}
 	n, err := strconv.Atoi(uevent["PARTN"])
@@ -158,6 +162,24 @@ func findData() (dataDevice, error) {
 		return dataDevice{}, fmt.Errorf("%s/uevent: %w", sys, err)
 	}
 	return dataDevice{partition: uevent["DEVNAME"], disk: filepath.Base(filepath.Dir(sys)), number: n}, nil
+}
+
+// partitionName is the name that the partition has in its table, or where tables have no
+// names (MBR) the label of its ext4.
+func partitionName(uevent map[string]string) (string, error) {
+	if name := uevent["PARTNAME"]; name != "" {
+		return name, nil
+	}
+	device, err := os.Open("/dev/" + uevent["DEVNAME"])
+	if err != nil {
+		return "", err
+	}
+	defer device.Close()
+	sb, err := ext4.ReadSuperblock(device, 0)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", device.Name(), err)
+	}
+	return sb.Label, nil
 }
 
 // readPairs reads lines of NAME=value.

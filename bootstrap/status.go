@@ -128,7 +128,7 @@ func grown() Check {
 	if !ok {
 		return Check{false, "the partition table has no " + partition}
 	}
-	free := int64(parttable.LastUsableLBA(size)) - int64(p.LastLBA)
+	free := int64(table.LastUsableLBA(size)) - int64(p.LastLBA)
 	fsBytes, err := filesystemBytes(d)
 	if err != nil {
 		return check(err, "")

@@ -173,7 +173,7 @@ func (d *disk) layOut(images images, programBytes int64) error {
 	start := (end + mebibyte - 1) / mebibyte * mebibyte
 	d.total = start + size + mebibyte
 	var err error
-	d.data, err = d.table.Add(parttable.Partition{Name: kimageName, TypeGUID: typeLinux, GUID: parttable.DeriveGUID("kimage-partition", d.builder.os.Name),
+	d.data, err = d.table.Add(parttable.Partition{Name: kimageName, TypeGUID: d.table.LinuxType(), GUID: parttable.DeriveGUID("kimage-partition", d.builder.os.Name),
 		FirstLBA: uint64(start / parttable.SectorBytes), LastLBA: uint64((start+size)/parttable.SectorBytes) - 1})
 	if err != nil {
 		return err

@@ -72,7 +72,7 @@ func (d *diskImage) readTable() error {
 			d.format = formatVHD
 		}
 	}
-	if d.table, err = parttable.Read(d.disk, d.sizeBytes); !errors.Is(err, parttable.ErrNoGPT) {
+	if d.table, err = parttable.Read(d.disk, d.sizeBytes); !errors.Is(err, parttable.ErrNone) {
 		return err
 	}
 	head := make([]byte, 8)

@@ -18,7 +18,7 @@ import (
 const anySystem = "_any"
 
 // rootTypes are the partition types under which systems keep an ext4 root.
-var rootTypes = []string{typeRoot, typeLinux, "B921B045-1DF0-41C3-AF44-4C6F280D3FAE"}
+var rootTypes = []string{typeRoot, typeLinux, "B921B045-1DF0-41C3-AF44-4C6F280D3FAE", "0x83"}
 
 // findRoot finds the root partition of the disk in file.
 func (b *Builder) findRoot(ctx context.Context, file string) (*parttable.Table, parttable.Partition, error) {
@@ -32,9 +32,6 @@ func (b *Builder) findRoot(ctx context.Context, file string) (*parttable.Table, 
 		return nil, parttable.Partition{}, err
 	}
 	table, err := parttable.Read(f, fi.Size())
-	if errors.Is(err, parttable.ErrNoGPT) && hasMBR(f) {
-		return nil, parttable.Partition{}, fmt.Errorf("the base has an MBR, to which kimage cannot add a partition: take the image of %s that boots by UEFI", b.os.Title)
-	}
 	if err != nil {
 		return nil, parttable.Partition{}, fmt.Errorf("the base: %w: is it a disk image of %s, complete?", err, b.os.Title)
 	}
@@ -62,13 +59,6 @@ func (b *Builder) findRoot(ctx context.Context, file string) (*parttable.Table, 
 		kind = b.os.Disk.Filesystem
 	}
 	return nil, parttable.Partition{}, b.noRoot(table, "no "+kind+" root partition that kimage knows")
-}
-
-// hasMBR says whether the disk's first sector ends like a boot sector.
-func hasMBR(disk io.ReaderAt) bool {
-	end := make([]byte, 2)
-	_, err := disk.ReadAt(end, 510)
-	return err == nil && end[0] == 0x55 && end[1] == 0xaa
 }
 
 func byOffset(all []parttable.Partition) []parttable.Partition {

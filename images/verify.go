@@ -167,7 +167,10 @@ func (v *verifier) fileSystems(ctx context.Context) error {
 }
 
 func (v *verifier) partitionTable(thing string, disk io.ReaderAt, sizeBytes int64) error {
-	const with = "both copies, each with its checksums and with the other"
+	with := "both copies, each with its checksums and with the other"
+	if table, err := parttable.Read(disk, sizeBytes); err == nil && table.Scheme == parttable.MBR {
+		with = "an MBR, which has no checksums: the partitions lie on the disk, side by side"
+	}
 	if err := parttable.Check(disk, sizeBytes); err != nil {
 		return v.failed(thing, with, err)
 	}

@@ -8,12 +8,13 @@ import (
 	"io"
 )
 
-// Check compares everything that a disk of sizeBytes has of its table: the
+// Check compares everything that a disk of sizeBytes has of its table: of a GPT the
 // protective entry of sector 0, both copies with their checksums, and the copies
-// with each other. Its errors name the copy.
+// with each other; of an MBR, that its partitions lie on the disk, side by side. Its
+// errors name the copy.
 func Check(r io.ReaderAt, sizeBytes int64) error {
 	if sizeBytes < 68*SectorBytes {
-		return fmt.Errorf("a disk of %d bytes: %w", sizeBytes, ErrNoGPT)
+		return fmt.Errorf("a disk of %d bytes: %w", sizeBytes, ErrNone)
 	}
 	last := uint64(sizeBytes/SectorBytes) - 1
 	var wrong []error
@@ -24,6 +25,9 @@ func Check(r io.ReaderAt, sizeBytes int64) error {
 		if _, err := validateAt(r, c.lba, last); err != nil {
 			wrong = append(wrong, fmt.Errorf("%s: %w", c.what, err))
 		}
+	}
+	if len(wrong) == 2 && errors.Is(wrong[0], ErrNone) && errors.Is(wrong[1], ErrNone) {
+		return checkMBR(r, sizeBytes)
 	}
 	if len(wrong) == 0 {
 		wrong = append(wrong, compareCopies(r, last))

@@ -1,4 +1,5 @@
-// Package parttable reads and edits GUID partition tables in image files and on disks.
+// Package parttable reads and edits partition tables in image files and on disks: GUID
+// partition tables, and the older ones in the master boot record.
 //
 // The bytes are read and written by go-diskfs; in front of it stands a strict
 // check of everything it would trust (sizes, checksums, bounds, overlaps), so
@@ -16,7 +17,8 @@ import (
 	"slices"
 	"strings"
 
-	diskfs "github.com/diskfs/go-diskfs/partition/gpt"
+	"github.com/diskfs/go-diskfs/partition/gpt"
+	"github.com/diskfs/go-diskfs/partition/mbr"
 )
 
 // SectorBytes is the only logical sector size that is supported.
@@ -25,10 +27,24 @@ const SectorBytes = 512
 // arraySectors is what the usual 128 entries of 128 bytes take.
 const arraySectors = 32
 
-// ErrNoGPT says that a disk has no GPT, neither at its start nor at its end.
-var ErrNoGPT = errors.New("no GUID partition table")
+// ErrNone says that a disk has no partition table: no GPT, neither at its start nor at its
+// end, and no MBR with partitions.
+var ErrNone = errors.New("no partition table")
 
-// Partition is one entry.
+// The schemes.
+const (
+	GPT = "GPT"
+	MBR = "MBR"
+)
+
+// Types that a partition for Linux has.
+const (
+	linuxGPT = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
+	linuxMBR = "0x83"
+)
+
+// Partition is one entry. An MBR has less: its Name is the label of the ext4 file system in
+// it, its TypeGUID one byte ("0x83"), and it has no GUID.
 type Partition struct {
 	Number            int // from 1
 	Name              string
@@ -45,41 +61,59 @@ func (p Partition) SizeBytes() int64 { return int64(p.LastLBA-p.FirstLBA+1) * Se
 
 // Table is a partition table.
 type Table struct {
-	DiskGUID   string
-	Partitions []Partition // by number
-	FromBackup bool        // the table at the disk's start was damaged
+	Scheme     string      // GPT or MBR
+	DiskGUID   string      // of an MBR, its 32 bits
+	Partitions []Partition // by number; of an MBR, the primary ones
+	FromBackup bool        // the GPT at the disk's start was damaged
 	Entries    int         // slots in the table
 
-	raw *diskfs.Table
+	raw *gpt.Table
+	mbr *mbr.Table
 }
 
-// New returns an empty table for a fresh disk.
-func New(diskGUID string) *Table { return &Table{DiskGUID: diskGUID, Entries: 128} }
+// New returns an empty GPT for a fresh disk.
+func New(diskGUID string) *Table { return &Table{Scheme: GPT, DiskGUID: diskGUID, Entries: 128} }
 
 // Read reads the table of a disk of sizeBytes.
 func Read(r io.ReaderAt, sizeBytes int64) (*Table, error) {
+	t, err := readGPT(r, sizeBytes)
+	if errors.Is(err, ErrNone) {
+		t, err = readMBR(r, sizeBytes)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return t, t.check(sizeBytes)
+}
+
+func readGPT(r io.ReaderAt, sizeBytes int64) (*Table, error) {
 	entries, fromBackup, err := validate(r, sizeBytes)
 	if err != nil {
 		return nil, err
 	}
 	// Where the first copy is damaged, go-diskfs, which checks less, must not take it.
-	raw, err := diskfs.Read(&file{r: r, size: sizeBytes, hidePrimary: fromBackup}, SectorBytes, SectorBytes)
+	raw, err := gpt.Read(&file{r: r, size: sizeBytes, hidePrimary: fromBackup}, SectorBytes, SectorBytes)
 	if err != nil {
 		return nil, fmt.Errorf("reading partition table: %w", err)
 	}
-	t := &Table{DiskGUID: strings.ToUpper(raw.GUID), FromBackup: fromBackup, Entries: entries, raw: raw}
+	t := &Table{Scheme: GPT, DiskGUID: strings.ToUpper(raw.GUID), FromBackup: fromBackup, Entries: entries, raw: raw}
 	for _, p := range raw.Partitions {
-		if p == nil || p.Type == diskfs.Unused {
+		if p == nil || p.Type == gpt.Unused {
 			continue
 		}
 		t.Partitions = append(t.Partitions, Partition{Number: p.Index, Name: p.Name, TypeGUID: strings.ToUpper(string(p.Type)),
 			GUID: strings.ToUpper(p.GUID), FirstLBA: p.Start, LastLBA: p.End, Attributes: p.Attributes})
 	}
 	slices.SortFunc(t.Partitions, func(a, b Partition) int { return a.Number - b.Number })
-	if err := t.check(sizeBytes); err != nil {
-		return nil, err
-	}
 	return t, nil
+}
+
+// LinuxType is the TypeGUID of partitions for Linux.
+func (t *Table) LinuxType() string {
+	if t.Scheme == MBR {
+		return linuxMBR
+	}
+	return linuxGPT
 }
 
 // check finds entries that overlap or lie outside the disk.
@@ -92,7 +126,7 @@ func (t *Table) check(sizeBytes int64) error {
 		return 1
 	})
 	for i, p := range byStart {
-		if p.FirstLBA < 2 || p.LastLBA < p.FirstLBA || p.LastLBA >= uint64(sizeBytes/SectorBytes) {
+		if p.FirstLBA < t.firstUsable() || p.LastLBA < p.FirstLBA || p.LastLBA >= uint64(sizeBytes/SectorBytes) {
 			return fmt.Errorf("partition %d (sectors %d to %d) does not lie on the disk of %d sectors", p.Number, p.FirstLBA, p.LastLBA, sizeBytes/SectorBytes)
 		}
 		if i > 0 && p.FirstLBA <= byStart[i-1].LastLBA {
@@ -128,7 +162,7 @@ func (t *Table) Add(p Partition) (Partition, error) {
 		}
 	}
 	if p.Number > t.Entries {
-		return p, fmt.Errorf("adding partition %s: the table has room for %d only", p.Name, t.Entries)
+		return p, fmt.Errorf("adding partition %s: the %s has room for %d only", p.Name, t.Scheme, t.Entries)
 	}
 	for _, q := range t.Partitions {
 		if q.Number == p.Number {
@@ -138,7 +172,11 @@ func (t *Table) Add(p Partition) (Partition, error) {
 			return p, fmt.Errorf("adding partition %s: sectors %d to %d overlap with %s", p.Name, p.FirstLBA, p.LastLBA, q.Name)
 		}
 	}
-	p.TypeGUID, p.GUID = strings.ToUpper(p.TypeGUID), strings.ToUpper(p.GUID)
+	if t.Scheme == GPT {
+		p.TypeGUID, p.GUID = strings.ToUpper(p.TypeGUID), strings.ToUpper(p.GUID)
+	} else {
+		p.GUID, p.Attributes = "", 0
+	}
 	t.Partitions = append(t.Partitions, p)
 	slices.SortFunc(t.Partitions, func(a, b Partition) int { return a.Number - b.Number })
 	return p, nil
@@ -164,8 +202,19 @@ func (t *Table) Grow(number int, lastLBA uint64) error {
 	return fmt.Errorf("growing partition %d: no such partition", number)
 }
 
+// firstUsable is the first sector that is not the table's.
+func (t *Table) firstUsable() uint64 {
+	if t.Scheme == MBR {
+		return 1
+	}
+	return 2
+}
+
 // LastUsableLBA is the last sector a partition may have on a disk of sizeBytes.
-func LastUsableLBA(sizeBytes int64) uint64 {
+func (t *Table) LastUsableLBA(sizeBytes int64) uint64 {
+	if t.Scheme == MBR {
+		return min(uint64(sizeBytes/SectorBytes)-1, maxMBR)
+	}
 	return uint64(sizeBytes/SectorBytes) - 1 - arraySectors - 1
 }
 
@@ -175,24 +224,27 @@ type ReaderWriterAt interface {
 	io.WriterAt
 }
 
-// Write writes both copies of the table; the second one goes to the end of
+// Write writes the table, of a GPT both copies; the second one goes to the end of
 // the disk of sizeBytes, wherever it was before. Boot code is kept, and so is a
 // hybrid MBR, except that the protective entry covers the new size.
 func (t *Table) Write(f ReaderWriterAt, sizeBytes int64) error {
 	if err := t.check(sizeBytes); err != nil {
 		return fmt.Errorf("writing partition table: %w", err)
 	}
-	if last := t.LastLBA(); last > LastUsableLBA(sizeBytes) {
-		return fmt.Errorf("writing partition table: the last partition ends at sector %d, the disk's last usable one is %d", last, LastUsableLBA(sizeBytes))
+	if last, usable := t.LastLBA(), t.LastUsableLBA(sizeBytes); last > usable {
+		return fmt.Errorf("writing partition table: the last partition ends at sector %d, the last usable one is %d", last, usable)
+	}
+	if t.Scheme == MBR {
+		return t.writeMBR(f, sizeBytes)
 	}
 	raw := t.raw
 	if raw == nil {
-		raw = &diskfs.Table{LogicalSectorSize: SectorBytes, PhysicalSectorSize: SectorBytes, GUID: t.DiskGUID, ProtectiveMBR: true}
+		raw = &gpt.Table{LogicalSectorSize: SectorBytes, PhysicalSectorSize: SectorBytes, GUID: t.DiskGUID, ProtectiveMBR: true}
 	}
 	raw.Partitions = nil
 	for _, p := range t.Partitions {
-		raw.Partitions = append(raw.Partitions, &diskfs.Partition{Index: p.Number, Start: p.FirstLBA, End: p.LastLBA,
-			Type: diskfs.Type(p.TypeGUID), Name: p.Name, GUID: p.GUID, Attributes: p.Attributes})
+		raw.Partitions = append(raw.Partitions, &gpt.Partition{Index: p.Number, Start: p.FirstLBA, End: p.LastLBA,
+			Type: gpt.Type(p.TypeGUID), Name: p.Name, GUID: p.GUID, Attributes: p.Attributes})
 	}
 	if t.raw != nil {
 		if err := raw.Repair(uint64(sizeBytes)); err != nil {

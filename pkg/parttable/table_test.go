@@ -107,7 +107,7 @@ func TestGrow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := tab.Grow(1, LastUsableLBA(after)); err != nil {
+	if err := tab.Grow(1, tab.LastUsableLBA(after)); err != nil {
 		t.Fatal(err)
 	}
 	if err := tab.Write(f, after); err != nil {
@@ -270,7 +270,7 @@ func TestCheck(t *testing.T) {
 		{450, "protective"},
 		{510, "protective"},
 		{SectorBytes + 60, "the primary copy: the header"},
-		{SectorBytes, "the primary copy: no GUID"},
+		{SectorBytes, "the primary copy: no partition table"},
 		{2*SectorBytes + 3*128, "the primary copy: the partition entries"},
 		{last*SectorBytes + 60, "the backup copy: the header"},
 		{(last-arraySectors)*SectorBytes + 17, "the backup copy: the partition entries"},

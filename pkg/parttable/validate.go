@@ -29,7 +29,7 @@ const (
 // of entries of the first good one.
 func validate(r io.ReaderAt, sizeBytes int64) (entries int, fromBackup bool, err error) {
 	if sizeBytes < 68*SectorBytes {
-		return 0, false, fmt.Errorf("a disk of %d bytes: %w", sizeBytes, ErrNoGPT)
+		return 0, false, fmt.Errorf("a disk of %d bytes: %w", sizeBytes, ErrNone)
 	}
 	last := uint64(sizeBytes/SectorBytes) - 1
 	n, primary := validateAt(r, 1, last)
@@ -40,8 +40,8 @@ func validate(r io.ReaderAt, sizeBytes int64) (entries int, fromBackup bool, err
 	if backup == nil {
 		return n, true, nil
 	}
-	if errors.Is(primary, ErrNoGPT) && errors.Is(backup, ErrNoGPT) {
-		return 0, false, ErrNoGPT
+	if errors.Is(primary, ErrNone) && errors.Is(backup, ErrNone) {
+		return 0, false, ErrNone
 	}
 	return 0, false, fmt.Errorf("both copies of the partition table are damaged: %w", primary)
 }
@@ -52,7 +52,7 @@ func validateAt(r io.ReaderAt, lba, last uint64) (int, error) {
 		return 0, fmt.Errorf("reading sector %d: %w", lba, err)
 	}
 	if string(b[:8]) != "EFI PART" {
-		return 0, ErrNoGPT
+		return 0, ErrNone
 	}
 	le := binary.LittleEndian
 	h := header{size: le.Uint32(b[12:]), crc: le.Uint32(b[16:]), currentLBA: le.Uint64(b[24:]), otherLBA: le.Uint64(b[32:]),
