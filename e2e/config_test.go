@@ -248,11 +248,15 @@ func debianIgnition(t *testing.T) string {
 
 // dracutPackages is Debian's dracut with its module for Ignition, unpacked.
 func dracutPackages(t *testing.T) string {
+	return unpacked(t, "dracut", "dracut", "dracut-core", "dracut-network", "ignition", "policycoreutils", "curl", "cryptsetup-bin")
+}
+
+// unpacked is a directory with what is in packages of Debian 13.
+func unpacked(t *testing.T, name string, packages ...string) string {
 	mirror, err := debs.MachineMirror()
 	if err != nil {
 		t.Fatal(err)
 	}
-	packages := []string{"dracut", "dracut-core", "dracut-network", "ignition", "policycoreutils", "curl", "cryptsetup-bin"}
 	return tool(t, func(dir string) {
 		scratch := t.TempDir()
 		found, err := debs.Fetch(t.Context(), debs.Config{Mirror: mirror, Suite: "trixie", Arch: "amd64", Packages: packages, Dir: scratch})
@@ -262,7 +266,7 @@ func dracutPackages(t *testing.T) string {
 		for _, deb := range found {
 			need.Judge(t, "dpkg-deb", "-x", deb, filepath.Join(dir, "root"))
 		}
-	}, append([]string{"dracut"}, packages...)...) + "/root"
+	}, append([]string{name}, packages...)...) + "/root"
 }
 
 // imageRoot is a copy of the image's root file system.

@@ -69,8 +69,11 @@ func lookalike(t *testing.T, vendor string) string {
 		}
 		const offset = 262144 * 512
 		need.Judge(t, "debugfs", "-R", "rdump / "+root, fmt.Sprintf("%s?offset=%d", base, offset))
-		if vendor == "flatcar" {
+		switch vendor {
+		case "flatcar":
 			need.Judge(t, "cp", "-a", dracutPackages(t)+"/.", root)
+		case "centos":
+			need.Judge(t, "cp", "-a", unpacked(t, "xfs", "xfsprogs", "liburcu8t64", "libinih1", "fdisk")+"/.", root)
 		}
 		// What it mounts is gone with it, however it ends.
 		need.Judge(t, "unshare", "--mount", "--propagation", "private", "bash", "lookalike/make.sh", vendor, root, filepath.Join(dir, "disk.raw"))
@@ -114,33 +117,39 @@ func bakeOnto(t *testing.T, env []string, args ...string) (file string) {
 	return r.Artifacts[0].Path
 }
 
+// layout is what a vendor's GPT has.
+type layout struct {
+	partitions   []int
+	root, kimage int   // numbers: of the root, and that which KIMAGE gets
+	rootGiB      int64 // room that the root has to have
+	edited       bool  // the root's content may differ: it has activation files
+}
+
 // keepsVendors: foreign judges find the vendor's partitions in the baked image as they were,
-// and KIMAGE behind the room that the root may grow into. root is the number of the one
-// partition whose content may differ.
-func keepsVendors(t *testing.T, before, after string, numbers []int, root, kimage int) {
+// and KIMAGE behind the room that the root may grow into.
+func keepsVendors(t *testing.T, before, after string, l layout) {
 	t.Helper()
 	need.Judge(t, "sgdisk", "-v", after)
-	for _, n := range numbers {
+	for _, n := range l.partitions {
 		ask := fmt.Sprintf("--info=%d", n)
 		was, is := need.Judge(t, "sgdisk", ask, before), need.Judge(t, "sgdisk", ask, after)
 		if was != is {
 			t.Errorf("partition %d was\n%s\nand is\n%s", n, was, is)
 		}
-		if n == root {
-			continue
-		}
 		first, size := sectors(t, was)
-		if !same(t, before, after, first*512, size*512) {
+		if n == l.root && l.edited {
+			need.Judge(t, "e2fsck", "-fn", fmt.Sprintf("%s?offset=%d", after, first*512))
+		} else if !same(t, before, after, first*512, size*512) {
 			t.Errorf("partition %d has other content", n)
 		}
 	}
-	first, size := sectors(t, need.Judge(t, "sgdisk", fmt.Sprintf("--info=%d", root), after))
-	need.Judge(t, "e2fsck", "-fn", fmt.Sprintf("%s?offset=%d", after, first*512))
-	data := need.Judge(t, "sgdisk", fmt.Sprintf("--info=%d", kimage), after)
+	first, size := sectors(t, need.Judge(t, "sgdisk", fmt.Sprintf("--info=%d", l.root), after))
+	data := need.Judge(t, "sgdisk", fmt.Sprintf("--info=%d", l.kimage), after)
 	begin, _ := sectors(t, data)
-	if !strings.Contains(data, "Partition name: 'KIMAGE'") || begin < first+6<<30/512 || begin < first+size {
-		t.Errorf("the root begins at sector %d with %d of them; partition %d is\n%s", first, size, kimage, data)
+	if !strings.Contains(data, "Partition name: 'KIMAGE'") || begin < first+l.rootGiB<<30/512 || begin < first+size {
+		t.Errorf("the root begins at sector %d with %d of them; partition %d is\n%s", first, size, l.kimage, data)
 	}
+	need.Judge(t, "e2fsck", "-fn", fmt.Sprintf("%s?offset=%d", after, begin*512))
 }
 
 var sectorsSaid = regexp.MustCompile(`First sector: (\d+)[\s\S]*Partition size: (\d+) sectors`)
@@ -202,7 +211,7 @@ func TestFlatcarLike(t *testing.T) {
 	disk := lookalike(t, "flatcar")
 	server := flatcarServer(t, disk)
 	baked := bakeOnto(t, []string{"KIMAGE_OS_PATH=" + server.OSPath}, "--os", "coreos-stable", "--for", "qemu", "--mirror", server.Mirror)
-	keepsVendors(t, disk, baked, []int{1, 2, 3, 4, 6, 7, 9}, 9, 5)
+	keepsVendors(t, disk, baked, layout{[]int{1, 2, 3, 4, 6, 7, 9}, 9, 5, 6, true})
 	if out := need.Judge(t, "sgdisk", "--info=3", baked); !strings.Contains(out, "Attribute flags: 0101000000000000") {
 		t.Error(out)
 	}
@@ -266,7 +275,7 @@ func TestFlatcarConfext(t *testing.T) {
 func TestUbuntuLike(t *testing.T) {
 	disk := lookalike(t, "ubuntu")
 	baked := bakeOnto(t, nil, "--os", "ubuntu-24.04", "--base", disk)
-	keepsVendors(t, disk, baked, []int{1, 14, 15, 16}, 1, 2)
+	keepsVendors(t, disk, baked, layout{[]int{1, 14, 15, 16}, 1, 2, 6, true})
 	key := newKey(t)
 	dir := configs(t, "ubuntu-24.04", key.Public, "", "--seed")
 	started := time.Now()

@@ -5,16 +5,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"text/template"
 	"time"
 
-	"github.com/kimage-project/kimage/pkg/doctor"
 	"github.com/kimage-project/kimage/pkg/qcow2"
-	"github.com/kimage-project/kimage/pkg/run"
+	"github.com/kimage-project/kimage/pkg/vmdk"
 )
 
 // Formats that are a Vagrant box, by the box's provider
@@ -41,11 +39,7 @@ func (b *Builder) writeBox(ctx context.Context, out, raw *os.File, format string
 		return err
 	}
 	if format == boxVirtualBox {
-		if err := b.virtualBox(ctx, out, raw.Name(), scratch.Path, fi.Size()); err != nil {
-			return err
-		}
-		progress(fi.Size())
-		return nil
+		return b.virtualBox(ctx, out, raw, scratch.Path, fi.Size(), progress)
 	}
 	disk, err := os.Create(filepath.Join(scratch.Path, "box.img"))
 	if err != nil {
@@ -61,27 +55,20 @@ func (b *Builder) writeBox(ctx context.Context, out, raw *os.File, format string
 }
 
 // virtualBox writes a box whose disk is a stream-optimized VMDK, which is what OVF takes.
-func (b *Builder) virtualBox(ctx context.Context, out *os.File, raw, scratch string, size int64) error {
-	if err := doctor.Check(doctor.VMDK); err != nil {
-		return err
-	}
-	raw, err := filepath.Abs(raw)
-	if err != nil {
-		return err
-	}
+func (b *Builder) virtualBox(ctx context.Context, out, raw *os.File, scratch string, size int64, progress func(int64)) error {
 	capacity := max(size, boxDiskGiB<<30)
-	larger, vmdk := filepath.Join(scratch, "larger.qcow2"), filepath.Join(scratch, "box-disk001.vmdk")
-	if err := run.Run(ctx, run.Cmd{Argv: []string{"qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", raw, larger, fmt.Sprint(capacity)}}); err != nil {
-		return err
-	}
-	if err := toVMDK(ctx, larger, "qcow2", vmdk, filepath.Base(vmdk)); err != nil {
-		return err
-	}
-	disk, err := os.OpenFile(vmdk, os.O_RDWR, 0)
+	disk, err := os.Create(filepath.Join(scratch, "box-disk001.vmdk"))
 	if err != nil {
 		return err
 	}
 	defer disk.Close()
+	if err := vmdk.Write(ctx, disk, raw, capacity, filepath.Base(disk.Name()), func(n int64) {
+		n = min(n, size) // what was grown is not the image's
+		size -= n
+		progress(n)
+	}); err != nil {
+		return err
+	}
 	fi, err := disk.Stat()
 	if err != nil {
 		return err

@@ -5,21 +5,18 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
 	"github.com/kimage-project/kimage/pkg/atomicfile"
-	"github.com/kimage-project/kimage/pkg/doctor"
 	"github.com/kimage-project/kimage/pkg/packed"
 	"github.com/kimage-project/kimage/pkg/qcow2"
-	"github.com/kimage-project/kimage/pkg/run"
 	"github.com/kimage-project/kimage/pkg/sparse"
 	"github.com/kimage-project/kimage/pkg/vhd"
+	"github.com/kimage-project/kimage/pkg/vmdk"
 )
 
 // What can be asked for besides Vagrant's boxes.
@@ -115,10 +112,7 @@ func (b *Builder) write(ctx context.Context, out, raw *os.File, size int64, form
 	case formatVHD:
 		return b.writeVHD(ctx, out, raw, size, progress)
 	case formatVMDK:
-		if err := doctor.Check(doctor.VMDK); err != nil {
-			return err
-		}
-		return toVMDK(ctx, raw.Name(), "raw", out.Name(), b.name+extension(format))
+		return vmdk.Write(ctx, out, raw, size, b.name+extension(format), progress)
 	case formatSysext:
 		return copyWhole(ctx, out, b.payload)
 	}
@@ -160,55 +154,5 @@ func (b *Builder) writeVHD(ctx context.Context, out, raw *os.File, size int64, p
 	}
 	whole := (size + vhd.Align - 1) / vhd.Align * vhd.Align
 	_, err := out.WriteAt(vhd.Footer(whole, b.name), whole)
-	return err
-}
-
-// toVMDK has qemu-img write the disk in a file of a format as a stream-optimized VMDK,
-// which will be called name.
-func toVMDK(ctx context.Context, from, format, to, name string) error {
-	if err := run.Run(ctx, run.Cmd{Argv: []string{"qemu-img", "convert", "-q", "-f", format, "-O", "vmdk", "-o", "subformat=streamOptimized,adapter_type=lsilogic", from, to}}); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(to, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return fixDescriptor(f, name)
-}
-
-var (
-	contentID  = regexp.MustCompile(`(?m)^CID=[0-9a-f]+$`)
-	extentName = regexp.MustCompile(`(?m)^(RW [0-9]+ SPARSE) ".*"$`)
-)
-
-// fixDescriptor makes a VMDK's content ID, which is random, the same in every bake, and has
-// it call itself by name. Both stand in the text of the descriptor, whose place the header
-// names (VMware, "Virtual Disk Format 5.0", Hosted Sparse Extent Header).
-func fixDescriptor(f *os.File, name string) error {
-	const sector = 512
-	head := make([]byte, sector)
-	if _, err := f.ReadAt(head, 0); err != nil {
-		return err
-	}
-	at, size := binary.LittleEndian.Uint64(head[28:])*sector, binary.LittleEndian.Uint64(head[36:])*sector
-	if string(head[:4]) != "KDMV" || at == 0 || size == 0 || size > 1<<20 {
-		return fmt.Errorf("%s: qemu-img wrote no VMDK with a descriptor", f.Name())
-	}
-	area := make([]byte, size)
-	if _, err := f.ReadAt(area, int64(at)); err != nil {
-		return err
-	}
-	text, _, _ := bytes.Cut(area, []byte{0})
-	if !contentID.Match(text) || !extentName.Match(text) {
-		return fmt.Errorf("%s: qemu-img's descriptor has no content ID or no extent: %q", f.Name(), text)
-	}
-	text = contentID.ReplaceAll(text, []byte("CID=6b696d67"))
-	text = extentName.ReplaceAll(text, []byte(`$1 "`+name+`"`))
-	fixed := make([]byte, size) // the text's length has changed
-	if copy(fixed, text) == len(fixed) {
-		return fmt.Errorf("%s: the descriptor is full", f.Name())
-	}
-	_, err := f.WriteAt(fixed, int64(at))
 	return err
 }

@@ -265,7 +265,7 @@ func vagrantAccelerator(cmd *cobra.Command, provider, dir string, subnet netip.P
 		if _, err := os.Stat(conf); err != nil && !virtualBoxNetworks.Contains(subnet.Addr()) {
 			return "", fmt.Errorf("$subnet: VirtualBox makes networks in %s only: choose 192.168.56 to 192.168.63, or name %s in %s", virtualBoxNetworks, subnet, conf)
 		}
-		return "kvm", doctor.Check(doctor.VMDK)
+		return "kvm", nil
 	}
 	if err := libvirt.CheckReach(cmd.Context(), dir); err != nil {
 		return "", err

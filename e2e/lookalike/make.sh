@@ -2,10 +2,10 @@
 # Makes a disk image with a vendor's very partition table, file systems, labels and GUIDs,
 # and a Debian userland that boots. Run as root.
 #
-#   make.sh flatcar|ubuntu ROOT OUT
+#   make.sh flatcar|ubuntu|centos ROOT OUT
 #
 # ROOT is a directory with Debian's root file system, which is used up; for flatcar with
-# dracut, Ignition, veritysetup and btrfs in it.
+# dracut, Ignition, veritysetup and btrfs in it, for centos with xfsprogs.
 set -euo pipefail
 kind=$1 root=$2 out=$3
 here=$(cd "$(dirname "$0")" && pwd)
@@ -36,11 +36,11 @@ system_of() {
 	rm -f "$root/etc/fstab" "$root/etc/cloud/cloud.cfg.d/90_kimage.cfg" "$root/etc/cloud/ds-identify.cfg" "$root/etc/systemd/network/99-kimage-dhcp.network"
 }
 
-# grub FIRST SECTORS CONFIG EFI: GRUB in the MBR and the BIOS boot partition, and a program
-# for UEFI, both with the same first words.
+# grub FIRST SECTORS CONFIG EFI: GRUB in the MBR and from sector FIRST on, and a program for
+# UEFI, both with the same first words.
 grub() {
 	cp "$3" "$root/tmp/early.cfg"
-	modules="part_gpt ext2 fat btrfs normal configfile search search_fs_uuid search_label linux echo test serial terminal gzio"
+	modules="part_gpt part_msdos ext2 fat btrfs xfs normal configfile search search_fs_uuid search_label linux echo test serial terminal gzio"
 	# shellcheck disable=SC2086 # words
 	inside grub-mkimage -O i386-pc -c /tmp/early.cfg -p /grub -o /tmp/core.img biosdisk $modules
 	# shellcheck disable=SC2086
@@ -75,6 +75,37 @@ vfat() {
 ext4() {
 	truncate -s $(($2 * 512)) "$1"
 	mkfs.ext4 -q -O metadata_csum_seed,orphan_file -L "$3" -U "$4" -d "$5" "$1"
+}
+
+# xfs FILE SECTORS UUID DIRECTORY: mkfs.xfs fills it by a prototype, which knows neither names
+# with spaces nor sticky bits.
+xfs() {
+	python3 - "$4" >"$work/prototype" <<'PYTHON'
+import os, stat, sys
+kinds = {stat.S_IFREG: "-", stat.S_IFDIR: "d", stat.S_IFLNK: "l", stat.S_IFCHR: "c", stat.S_IFBLK: "b", stat.S_IFIFO: "p"}
+def mode(s):
+    m = s.st_mode
+    return "%s%s%s%03o %d %d" % (kinds[stat.S_IFMT(m)], "u" if m & stat.S_ISUID else "-", "g" if m & stat.S_ISGID else "-", m & 0o777, s.st_uid, s.st_gid)
+def directory(path):
+    for name in sorted(os.listdir(path)):
+        p = os.path.join(path, name)
+        s = os.lstat(p)
+        if " " in name or name.startswith(":"):
+            continue
+        if stat.S_ISLNK(s.st_mode):
+            print(name, mode(s), os.readlink(p))
+        elif stat.S_ISREG(s.st_mode):
+            print(name, mode(s), p)
+        elif stat.S_ISDIR(s.st_mode):
+            print(name, mode(s))
+            directory(p)
+            print("$")
+print("-\n0 0\n" + mode(os.stat(sys.argv[1])))
+directory(sys.argv[1])
+print("$")
+PYTHON
+	truncate -s $(($2 * 512)) "$1"
+	mkfs.xfs -q -m uuid="$3",bigtime=0,inobtcount=0 -p "$work/prototype" "$1"
 }
 
 flatcar() {
@@ -124,11 +155,11 @@ flatcar() {
 	done
 	# What /etc has comes with /usr: an overlay's lower part, or from 4757 on an extension.
 	printf '[Service]\nExecStart=\nExecStart=systemd-confext --mutable=yes refresh\n' >"$root/usr/lib/systemd/system/systemd-confext.service.d/mutable.conf"
-	mkdir -p "$root/etc/extension-release.d"
+	mkdir -p "$root/etc/extension-release.d" "$root/usr/lib/confexts"
 	echo 'ID=_any' >"$root/etc/extension-release.d/extension-release.00-flatcar-default"
 	mkdir "$work/confext"
 	cp -a "$root/etc" "$work/confext/"
-	mksquashfs "$work/confext" "$root/usr/share/flatcar/00-flatcar-default.raw" -quiet -no-progress
+	mksquashfs "$work/confext" "$root/usr/lib/confexts/00-flatcar-default.raw" -quiet -no-progress
 	mv "$root/etc" "$root/usr/share/flatcar/etc"
 	mkdir "$root/etc"
 
@@ -199,6 +230,29 @@ ubuntu() {
 	put "$work/boot.img" 227328
 	ext4 "$work/root" 5238784 cloudimg-rootfs 3c0f1a52-77b0-4a65-8a4e-5d8a2d1b9f01 "$root"
 	put "$work/root" 2097152
+}
+
+centos() {
+	# The GenericCloud image of 9 and 10 for x86: an MBR with one partition, no UEFI.
+	truncate -s $((4 << 30)) "$out"
+	printf 'label: dos\nlabel-id: 0x30303030\nstart=2048, size=8384512, type=83, bootable\n' | sfdisk --quiet "$out"
+
+	system_of centos 10 'ID_LIKE="rhel fedora"'
+	sed -i 's/name: debian/name: cloud-user/' "$root/etc/cloud/cloud.cfg"
+	uuid=3d5b1c7a-6f0e-4b57-9a56-0c3d8f2e7a10
+	echo "UUID=$uuid / xfs defaults 0 0" >"$root/etc/fstab"
+
+	cat >"$work/early.cfg" <<-GRUB
+		search --no-floppy --set=root --fs-uuid $uuid
+		configfile (\$root)/boot/grub/grub.cfg
+	GRUB
+	# Behind the MBR as grub-install does it, up to the first partition.
+	grub 1 2047 "$work/early.cfg" "$work/unused.efi"
+	rm -rf "$root/boot/grub" "$root/boot/efi"
+	mkdir -p "$root/boot/grub"
+	sed "s/@KVER@/$kver/g; s/LABEL=cloudimg-rootfs/UUID=$uuid/; s#(\$root)/#(\$root)/boot/#" "$here/ubuntu-grub.cfg" >"$root/boot/grub/grub.cfg"
+	xfs "$work/root" 8384512 $uuid "$root"
+	put "$work/root" 2048
 }
 
 rm -f "$out"

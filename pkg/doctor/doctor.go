@@ -71,9 +71,6 @@ var (
 		{Program: "setfacl", Package: "acl", Why: "lets libvirt's machines read their configs (vagrant up)"},
 		{Program: "getfacl", Package: "acl", Why: "sees whether they can"},
 	}
-	VMDK = []Need{
-		{Program: "qemu-img", Package: "qemu-utils", Why: "writes stream-optimized disks"},
-	}
 	Run = []Need{
 		{Program: "qemu-system-x86_64", Package: "qemu-system-x86", Why: "runs a cluster on this computer (kimage up)"},
 		{Program: "qemu-img", Package: "qemu-utils", Why: "makes its disks"},

@@ -20,14 +20,14 @@ import (
 	"github.com/kimage-project/kimage/pkg/sparse"
 )
 
-// chunkBytes are compressed by themselves: less packs worse, more takes memory.
-const chunkBytes = 4 << 20
+// ChunkBytes are compressed by themselves: less packs worse, more takes memory.
+const ChunkBytes = 4 << 20
 
-// chunk is a piece of the input on its way.
-type chunk struct {
-	data []byte // nil: zeros
-	size int64
-	out  chan []byte
+// Chunk is a piece of a disk on its way.
+type Chunk struct {
+	Data      []byte // nil: zeros
+	SizeBytes int64
+	out       chan []byte
 }
 
 // Zstd writes size bytes of a disk, of which what lies behind its end is zero, as a series
@@ -40,8 +40,8 @@ func Zstd(ctx context.Context, out io.Writer, disk *os.File, size int64, progres
 	}
 	defer enc.Close()
 	pack := func(data []byte) ([]byte, error) { return enc.EncodeAll(data, nil), nil }
-	return inOrder(ctx, disk, size, pack, func(c chunk, packed []byte) error {
-		progress(c.size)
+	return InOrder(ctx, disk, size, pack, func(c Chunk, packed []byte) error {
+		progress(c.SizeBytes)
 		_, err := out.Write(packed)
 		return err
 	})
@@ -73,12 +73,12 @@ func Gzip(ctx context.Context, out io.Writer, head []byte, disk *os.File, size i
 	if err := small(head); err != nil {
 		return err
 	}
-	zeros := make([]byte, chunkBytes)
-	err := inOrder(ctx, disk, size, deflate, func(c chunk, packed []byte) error {
-		progress(c.size)
-		plain := c.data
+	zeros := make([]byte, ChunkBytes)
+	err := InOrder(ctx, disk, size, deflate, func(c Chunk, packed []byte) error {
+		progress(c.SizeBytes)
+		plain := c.Data
 		if plain == nil {
-			plain = zeros[:c.size]
+			plain = zeros[:c.SizeBytes]
 		}
 		return put(plain, packed)
 	})
@@ -108,9 +108,10 @@ func deflate(plain []byte) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// inOrder packs the disk's chunks side by side, and gives them to put one after the other.
-// Chunks of zeros, which most are, are neither read nor packed more than once.
-func inOrder(ctx context.Context, disk *os.File, size int64, pack func([]byte) ([]byte, error), put func(chunk, []byte) error) error {
+// InOrder packs a disk of size bytes, of which what lies behind its end is zero, in chunks of
+// ChunkBytes side by side, and gives them to put one after the other. Chunks of zeros, which
+// most are, are neither read nor packed more than once.
+func InOrder(ctx context.Context, disk *os.File, size int64, pack func([]byte) ([]byte, error), put func(Chunk, []byte) error) error {
 	extents, err := sparse.Extents(disk)
 	if err != nil {
 		return err
@@ -124,15 +125,15 @@ func inOrder(ctx context.Context, disk *os.File, size int64, pack func([]byte) (
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	queue := make(chan chunk, 2*runtime.NumCPU())
+	queue := make(chan Chunk, 2*runtime.NumCPU())
 	go func() {
 		defer close(queue)
 		zeros := map[int64][]byte{}
-		for offset := int64(0); offset < size; offset += chunkBytes {
-			c := chunk{size: min(chunkBytes, size-offset), out: make(chan []byte, 1)}
-			if slices.ContainsFunc(extents, func(e sparse.Extent) bool { return e.Offset < offset+c.size && offset < e.Offset+e.Length }) {
-				c.data = make([]byte, c.size)
-				if n, err := disk.ReadAt(c.data, offset); err != nil && (err != io.EOF || offset+int64(n) != fi.Size()) {
+		for offset := int64(0); offset < size; offset += ChunkBytes {
+			c := Chunk{SizeBytes: min(ChunkBytes, size-offset), out: make(chan []byte, 1)}
+			if slices.ContainsFunc(extents, func(e sparse.Extent) bool { return e.Offset < offset+c.SizeBytes && offset < e.Offset+e.Length }) {
+				c.Data = make([]byte, c.SizeBytes)
+				if n, err := disk.ReadAt(c.Data, offset); err != nil && (err != io.EOF || offset+int64(n) != fi.Size()) {
 					cancel(fmt.Errorf("reading %s: %w", disk.Name(), err))
 					return
 				}
@@ -142,14 +143,14 @@ func inOrder(ctx context.Context, disk *os.File, size int64, pack func([]byte) (
 			case <-ctx.Done():
 				return
 			}
-			if packed := zeros[c.size]; c.data == nil && packed != nil {
+			if packed := zeros[c.SizeBytes]; c.Data == nil && packed != nil {
 				c.out <- packed
 				continue
 			}
 			work := func() []byte {
-				plain := c.data
+				plain := c.Data
 				if plain == nil {
-					plain = make([]byte, c.size)
+					plain = make([]byte, c.SizeBytes)
 				}
 				packed, err := pack(plain)
 				if err != nil {
@@ -157,9 +158,9 @@ func inOrder(ctx context.Context, disk *os.File, size int64, pack func([]byte) (
 				}
 				return packed
 			}
-			if c.data == nil {
-				zeros[c.size] = work()
-				c.out <- zeros[c.size]
+			if c.Data == nil {
+				zeros[c.SizeBytes] = work()
+				c.out <- zeros[c.SizeBytes]
 				continue
 			}
 			go func() { c.out <- work() }()

@@ -28,7 +28,7 @@ func disk(t *testing.T, size, longer int64) (*os.File, []byte) {
 	}
 	want := make([]byte, longer)
 	random := rand.NewChaCha8([32]byte{1})
-	for _, at := range []int64{0, chunkBytes - 5000, 5*chunkBytes + 12345, size - 7000} {
+	for _, at := range []int64{0, ChunkBytes - 5000, 5*ChunkBytes + 12345, size - 7000} {
 		data := make([]byte, 7000)
 		random.Read(data)
 		if _, err := f.WriteAt(data, at); err != nil {
@@ -57,7 +57,7 @@ func unpack(t *testing.T, packed []byte, argv ...string) []byte {
 // no byte.
 func TestForeign(t *testing.T) {
 	need.Program(t, "zstd", "zstd")
-	const size, longer = 9*chunkBytes + 4096, 11*chunkBytes + 512
+	const size, longer = 9*ChunkBytes + 4096, 11*ChunkBytes + 512
 	f, want := disk(t, size, longer)
 	var seen [2][2]bytes.Buffer
 	for i, processors := range []int{1, 8} {
@@ -98,16 +98,16 @@ func (full) Write([]byte) (int, error) { return 0, errFull }
 
 // TestEnds: what stops the output, or the caller, stops all.
 func TestEnds(t *testing.T) {
-	f, _ := disk(t, 20*chunkBytes, 20*chunkBytes)
-	if err := Zstd(t.Context(), full{}, f, 20*chunkBytes, func(int64) {}); !errors.Is(err, errFull) {
+	f, _ := disk(t, 20*ChunkBytes, 20*ChunkBytes)
+	if err := Zstd(t.Context(), full{}, f, 20*ChunkBytes, func(int64) {}); !errors.Is(err, errFull) {
 		t.Errorf("%v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	err := Gzip(ctx, new(bytes.Buffer), nil, f, 20*chunkBytes, nil, func(int64) { cancel() })
+	err := Gzip(ctx, new(bytes.Buffer), nil, f, 20*ChunkBytes, nil, func(int64) { cancel() })
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
-	if err := Zstd(t.Context(), new(bytes.Buffer), f, chunkBytes, func(int64) {}); err == nil {
+	if err := Zstd(t.Context(), new(bytes.Buffer), f, ChunkBytes, func(int64) {}); err == nil {
 		t.Error("a part of a disk is packed as if it were all")
 	}
 }

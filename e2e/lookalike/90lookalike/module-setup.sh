@@ -9,7 +9,7 @@ installkernel() { instmods btrfs dm-verity overlay squashfs loop; }
 
 # shellcheck disable=SC2154 # dracut's variables
 install() {
-	inst_multiple veritysetup systemd-sysext systemd-confext mount mkdir sleep grep cat ln || exit 1
+	inst_multiple veritysetup systemd-confext mount umount chroot mkdir sleep grep cat ln || exit 1
 	inst_simple "$moddir/usr.sh" /usr/bin/lookalike-usr
 	inst_simple "$moddir/lookalike.service" /usr/lib/systemd/system/lookalike.service
 	mkdir -p "$initdir/usr/lib/systemd/system/initrd-root-fs.target.requires"

@@ -24,16 +24,23 @@ if [ "$etc" = overlay ]; then
 	mount -t overlay -o lowerdir=/sysroot/usr/share/flatcar/etc,upperdir=/sysroot/etc,workdir=/sysroot/.etc-work,redirect_dir=on overlay /sysroot/etc
 	exit
 fi
-mkdir -p /sysroot/var/lib/extensions.mutable /sysroot/var/lib/confexts
-ln -sf /usr/share/flatcar/00-flatcar-default.raw /sysroot/var/lib/confexts/
+mkdir -p /sysroot/var/lib/extensions.mutable
 [ -e /sysroot/var/lib/extensions.mutable/etc ] || ln -s ../../../etc /sysroot/var/lib/extensions.mutable/etc
 # Extensions for the system, not for the initramfs.
 export SYSTEMD_IN_INITRD=0
 systemd-confext --root=/sysroot --mutable=yes merge
 grep -q ' /sysroot/etc overlay ' /proc/mounts
+# What /etc/extensions has are links into the system.
 for extension in /sysroot/etc/extensions/*; do
 	if [ -e "$extension" ] || [ -h "$extension" ]; then
-		systemd-sysext --root=/sysroot merge
+		for dir in dev proc sys run; do
+			mount --rbind "/$dir" "/sysroot/$dir"
+			mount --make-rslave "/sysroot/$dir" # else what is under it goes with it
+		done
+		chroot /sysroot systemd-sysext merge
+		for dir in run sys proc dev; do
+			umount -l "/sysroot/$dir"
+		done
 		break
 	fi
 done
