@@ -29,6 +29,7 @@ import (
 	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/cache"
 	"github.com/kimage-project/kimage/pkg/doctor"
+	"github.com/kimage-project/kimage/pkg/ext4"
 	"github.com/kimage-project/kimage/pkg/nearest"
 	"github.com/kimage-project/kimage/pkg/progress"
 	"github.com/kimage-project/kimage/pkg/sparse"
@@ -38,7 +39,7 @@ import (
 const Version = "0.1.0"
 
 // diskVersion changes when the same inputs give another disk.
-const diskVersion = 7
+const diskVersion = 8
 
 // unixTime is when everything in an image says it was made: an image's age is
 // that of its inputs, and the same inputs give the same bytes.
@@ -327,10 +328,30 @@ func (b *Builder) inputs(ctx context.Context) (base, *components.Set, error) {
 		return base{}, nil, err
 	}
 	b.lock.vouched(b.componentsKey(), set.Images)
+	if err := b.pinTools(ctx); err != nil {
+		return base{}, nil, err
+	}
 	if err := b.lock.save(); err != nil {
 		return base{}, nil, err
 	}
 	return found, set, nil
+}
+
+// pinTools pins what makes bytes of the inputs: kimage, which packs, and e2fsprogs, which
+// decide where a file system has its files.
+func (b *Builder) pinTools(ctx context.Context) error {
+	e2fsprogs, err := ext4.Version(ctx)
+	if err != nil {
+		return err
+	}
+	tools := map[string]string{"kimage": Version, "e2fsprogs": e2fsprogs}
+	if err := b.lock.do(pinTools(tools)); err != nil {
+		return err
+	}
+	if others := b.lock.otherTools(tools); len(others) > 0 {
+		b.report.Logf("%s: the image will not have the bytes that it has where %s was written", strings.Join(others, ", "), b.lock.file)
+	}
+	return nil
 }
 
 func (b *Builder) componentsKey() string { return lockKey(b.config.Kubernetes, b.config.Arch) }

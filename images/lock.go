@@ -33,6 +33,7 @@ type Lock struct {
 	Vendors    map[string]vendors.Image `yaml:"vendors,omitempty"`    // OS/arch/platform
 	Bases      map[string]string        `yaml:"bases,omitempty"`      // OS/arch/packages, a file's name or a URL: digest of the disk
 	Components map[string]*lockedSet    `yaml:"components,omitempty"` // Kubernetes version/arch
+	Tools      map[string]string        `yaml:"tools,omitempty"`      // versions of what makes the bytes of the same inputs
 }
 
 type lockedSet struct {
@@ -269,6 +270,32 @@ func pinBase(key, digest, vendor string) step {
 		}
 		return []string{"the base " + key}, nil
 	}
+}
+
+// pinTools is for the versions of what writes an image. Others are no error: the image has
+// the same in it, if not the same bytes.
+func pinTools(tools map[string]string) step {
+	return func(k *Lock, replace bool) (added []string, err error) {
+		if k.Tools == nil {
+			k.Tools = map[string]string{}
+		}
+		for _, name := range slices.Sorted(maps.Keys(tools)) {
+			if was, ok := k.Tools[name]; !ok || replace && was != tools[name] {
+				k.Tools[name], added = tools[name], append(added, "the version of "+name)
+			}
+		}
+		return added, nil
+	}
+}
+
+// otherTools says which versions of tools are not those that are pinned.
+func (l *lock) otherTools(tools map[string]string) (others []string) {
+	for _, name := range slices.Sorted(maps.Keys(tools)) {
+		if was := l.Tools[name]; was != "" && was != tools[name] {
+			others = append(others, fmt.Sprintf("%s %s in place of %s", name, tools[name], was))
+		}
+	}
+	return others
 }
 
 // from returns where the pinned components come from: "" if nothing says.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -93,6 +94,18 @@ func TestLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	if errOut, status := build(fresh, "--base", other); status != 2 || !strings.Contains(errOut, "the base debian-13/amd64/file:base.raw is pinned as") {
+		t.Errorf("status %d, %s", status, errOut)
+	}
+	// What writes images has a version, too; another one is said.
+	text, err := os.ReadFile(lock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	version := regexp.MustCompile(`(?m)^  e2fsprogs: (1\.\S+)$`)
+	if !version.Match(text) || os.WriteFile(lock, version.ReplaceAll(text, []byte("  e2fsprogs: 1.2.3")), 0o644) != nil {
+		t.Fatalf("no version of e2fsprogs in\n%s", text)
+	}
+	if errOut, status := build(fresh, "--locked"); status != 0 || !strings.Contains(errOut, " in place of 1.2.3: ") {
 		t.Errorf("status %d, %s", status, errOut)
 	}
 	for name, text := range map[string]string{"nonsense": "x: [", "another kind": "apiVersion: kimage.dev/v1alpha1\nkind: Cluster\n", "unknown fields": "apiVersion: kimage.dev/v1alpha1\nkind: Lock\nbaze: {}\n"} {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 
 	"github.com/kimage-project/kimage/pkg/run"
@@ -65,4 +66,19 @@ func Make(ctx context.Context, c MakeConfig) error {
 // fakeTime makes e2fsprogs use one time for everything that it stamps.
 func fakeTime(unix int64) []string {
 	return []string{"E2FSPROGS_FAKE_TIME=" + strconv.FormatInt(unix, 10)}
+}
+
+var versionSaid = regexp.MustCompile(`^mke2fs ([0-9][0-9a-zA-Z.~-]*) `)
+
+// Version is that of e2fsprogs, as 1.47.0: another one may give the same files other blocks.
+func Version(ctx context.Context) (string, error) {
+	_, said, err := run.Both(ctx, run.Cmd{Argv: []string{"mke2fs", "-V"}})
+	if err != nil {
+		return "", err
+	}
+	m := versionSaid.FindSubmatch(said)
+	if m == nil {
+		return "", fmt.Errorf("mke2fs -V says %q, which has no version", said)
+	}
+	return string(m[1]), nil
 }
