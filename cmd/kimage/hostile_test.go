@@ -38,6 +38,15 @@ func TestSameBytes(t *testing.T) {
 			same(t, cmd, out, want)
 		})
 	}
+	t.Run("every format", func(t *testing.T) {
+		for _, formats := range []string{"raw.zst,vmdk,sysext,vagrant-libvirt,vagrant-virtualbox", "gce", "vhd"} {
+			want := build(t, f.args(warm, t.TempDir(), "--format", formats)...)
+			out := filepath.Join(t.TempDir(), "another")
+			cmd := command(f.args(t.TempDir(), out, "--format", formats)...)
+			cmd.Env = append(cmd.Env, "TZ=Asia/Tokyo", "LC_ALL=tr_TR.UTF-8", "GOMAXPROCS=1")
+			same(t, cmd, out, want)
+		}
+	})
 	t.Run("umask", func(t *testing.T) {
 		out, cache := filepath.Join(t.TempDir(), "out"), t.TempDir()
 		cmd := exec.Command("sh", append([]string{"-c", "umask 077; exec \"$0\" \"$@\"", os.Args[0]}, f.args(cache, out, "--format", "raw,qcow2")...)...)
