@@ -133,6 +133,7 @@ flatcar() {
 	echo 'disable *' >"$root/usr/lib/systemd/system-preset/99-default.preset"
 	printf '[Match]\nType=ether\n\n[Network]\nDHCP=yes\n' >"$root/usr/lib/systemd/network/zz-default.network"
 	rm -f "$root/etc/machine-id" # its first boot begins without
+	rm -f "$root"/etc/systemd/system/*.wants/apparmor.service # Flatcar has none
 	install -m 644 "$here/quench.service" "$root/usr/lib/systemd/system/lookalike-quench.service"
 	ln -s ../lookalike-quench.service "$root/usr/lib/systemd/system/multi-user.target.wants/"
 
