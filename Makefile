@@ -63,6 +63,7 @@ quick: $(AGENT) lint
 # The bake of the stories goes first: other tests are judged by the kubeadm it built.
 test: deps build lint
 	$(MAKE) e2e MACHINES=1
+	$(GO) test ./bootstrap/balancer # its promises are of two seconds: nothing runs beside it
 	$(GO) test -timeout 40m ./...
 	$(MAKE) chaos-short
 
