@@ -105,7 +105,7 @@ type butaneUnit struct {
 func (g *Generator) ignition(p *plan) (map[string][]byte, error) {
 	g.system(p)
 	b := butane{Variant: g.os.Variant, Version: g.os.Version}
-	if keys := p.target.Machine.SSH.AuthorizedKeys; len(keys) > 0 {
+	if keys := keys(p.target); len(keys) > 0 {
 		b.Passwd.Users = []butaneUser{{g.os.User, keys}}
 	}
 	for _, f := range p.files {

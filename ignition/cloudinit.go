@@ -37,7 +37,7 @@ func (g *Generator) cloudInit(p *plan) (map[string][]byte, error) {
 	} else {
 		meta["instance-id"] = "kimage-" + g.state.UID + "-pool-" + t.Name
 	}
-	if keys := t.Machine.SSH.AuthorizedKeys; len(keys) > 0 {
+	if keys := keys(t); len(keys) > 0 {
 		user["ssh_authorized_keys"] = keys
 	}
 	if ntp := t.Machine.NTP; len(ntp) > 0 {

@@ -76,7 +76,7 @@ spec:
     match: {mac: "52:54:00:17:08:01"}
     machine:
       network: {gateway: [172.17.8.1, "fd00:8::1"], nameservers: [172.17.8.2], vlan: 7, mtu: 1400}
-      ssh: {authorizedKeys: ["` + key + `"]}
+      ssh: {authorizedKeys: ["` + key + `", " ` + key + `"]} # once is enough
   - {name: member, roles: [etcd], address: [172.17.8.102, "fd00:8::102"]}
   - {name: third, roles: [etcd], address: [172.17.8.103, "fd00:8::103"], match: {mac: "52:54:00:17:08:03"}}
   - name: boss

@@ -83,6 +83,16 @@ func (g *Generator) plan(t cluster.Target) (*plan, error) {
 	return p, nil
 }
 
+// keys are those that may log in, each once: Ignition takes no list that says one twice.
+func keys(t cluster.Target) (out []string) {
+	for _, k := range t.Machine.SSH.AuthorizedKeys {
+		if k = strings.TrimSpace(k); !slices.Contains(out, k) {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
 // nodeConfig is node.json.
 func (g *Generator) nodeConfig(t cluster.Target) (nodeconf.Config, error) {
 	s := g.file.Cluster.Spec
