@@ -11,13 +11,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kimage-project/kimage/pkg/blkpg"
 	"github.com/kimage-project/kimage/pkg/ext4"
 	"github.com/kimage-project/kimage/pkg/parttable"
 )
 
 const (
-	blkpg            = 0x1269     // BLKPG, linux/blkpg.h
-	blkpgResize      = 3          // BLKPG_RESIZE_PARTITION
 	ext4ResizeFS     = 0x40086610 // EXT4_IOC_RESIZE_FS, _IOW('f', 16, __u64)
 	growthWorthBytes = 8 << 20    // less is not worth a new table
 )
@@ -73,7 +72,7 @@ func Grow(ctx context.Context) (Growth, error) {
 		g.Grown = true
 	}
 	g.PartitionBytes = part.SizeBytes()
-	if err := tellKernel(disk, part); err != nil {
+	if err := blkpg.Resize(disk, part); err != nil {
 		return g, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -86,26 +85,6 @@ func Grow(ctx context.Context) (Growth, error) {
 	g.Grown = g.Grown || resized
 	g.FilesystemBytes, err = filesystemBytes(d)
 	return g, err
-}
-
-// tellKernel makes the partition in use as long as the table says.
-func tellKernel(disk *os.File, p parttable.Partition) error {
-	type blkpgPartition struct {
-		start, length   int64
-		number          int32
-		devName, volume [64]byte
-	}
-	type blkpgArg struct {
-		op, flags, length int32
-		data              unsafe.Pointer
-	}
-	data := blkpgPartition{start: p.OffsetBytes(), length: p.SizeBytes(), number: int32(p.Number)}
-	arg := blkpgArg{op: blkpgResize, length: int32(unsafe.Sizeof(data)), data: unsafe.Pointer(&data)}
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, disk.Fd(), blkpg, uintptr(unsafe.Pointer(&arg)))
-	if errno != 0 {
-		return fmt.Errorf("resizing partition %d in the kernel: %w", p.Number, errno)
-	}
-	return nil
 }
 
 // growFilesystem grows the mounted ext4 to its partition.

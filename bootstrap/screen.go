@@ -55,7 +55,7 @@ func (s screen) text() string {
 	b.WriteString(redraw)
 	line := func(what, value string) {
 		const indent = 11
-		for i, l := range wrap(report.Plain(strings.ReplaceAll(value, `\`, "/"), 4096), screenWidth-indent) {
+		for i, l := range report.Wrap(report.Plain(strings.ReplaceAll(value, `\`, "/"), 4096), screenWidth-indent) {
 			if i > 0 {
 				what = ""
 			}
@@ -78,29 +78,6 @@ func (s screen) text() string {
 	line("more", "kimage-agent status; journalctl -u kimage-agent")
 	b.WriteString("\n")
 	return b.String()
-}
-
-// wrap breaks text between words, and a word that is too long anywhere.
-func wrap(text string, width int) (lines []string) {
-	line := ""
-	for _, w := range strings.Fields(text) {
-		for len([]rune(w)) > width {
-			if line != "" {
-				lines, line = append(lines, line), ""
-			}
-			r := []rune(w)
-			lines, w = append(lines, string(r[:width])), string(r[width:])
-		}
-		switch {
-		case line == "":
-			line = w
-		case len([]rune(line))+1+len([]rune(w)) <= width:
-			line += " " + w
-		default:
-			lines, line = append(lines, line), w
-		}
-	}
-	return append(lines, line)
 }
 
 // screens shows what it is told on every console.

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/kimage-project/kimage/bootstrap/report"
 	"github.com/kimage-project/kimage/pkg/need"
 	"github.com/kimage-project/kimage/pkg/run"
 )
@@ -40,7 +41,7 @@ more       kimage-agent status; journalctl -u kimage-agent
 	if !strings.Contains(fresh, "addresses  none\n") || strings.Contains(fresh, "phase") {
 		t.Errorf("got %q", fresh)
 	}
-	for _, l := range wrap(strings.Repeat("x", 200)+" y", 68) {
+	for _, l := range report.Wrap(strings.Repeat("x", 200)+" y", 68) {
 		if len(l) > 68 {
 			t.Errorf("a line of %d", len(l))
 		}

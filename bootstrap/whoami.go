@@ -36,7 +36,10 @@ func ownerOf(c nodeconf.Config, name string, m machine) Owner {
 	return o
 }
 
-const ownerFile = Data + "/state/agent/owner.json"
+const (
+	ownerBelow = "state/agent/owner.json"
+	ownerFile  = Data + "/" + ownerBelow
+)
 
 // machine is what tells this machine from others.
 type machine struct {
@@ -100,9 +103,12 @@ func wrong(c nodeconf.Config, name string, m machine, image Manifest, owner *Own
 	return ""
 }
 
-// readOwner returns nil for a disk without state.
-func readOwner() (*Owner, error) {
-	data, err := os.ReadFile(ownerFile)
+func readOwner() (*Owner, error) { return ReadOwner(Data) }
+
+// ReadOwner reads whose state a data partition holds that is mounted at point; nil: it
+// holds none.
+func ReadOwner(point string) (*Owner, error) {
+	data, err := os.ReadFile(filepath.Join(point, ownerBelow))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

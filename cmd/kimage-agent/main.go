@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kimage-project/kimage/bootstrap"
+	"github.com/kimage-project/kimage/bootstrap/install"
 )
 
 var errNotReady = errors.New("not ready")
@@ -19,7 +20,11 @@ var errNotReady = errors.New("not ready")
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := newRoot().ExecuteContext(ctx)
+	root := newRoot()
+	if install.IsInit() {
+		root.SetArgs([]string{"install"})
+	}
+	err := root.ExecuteContext(ctx)
 	switch {
 	case errors.Is(err, errNotReady):
 		os.Exit(1)
@@ -53,6 +58,6 @@ func newRoot() *cobra.Command {
 				}
 				return err
 			}},
-		newStatus(), newTimeline(), newBalance(), newRoster())
+		newStatus(), newTimeline(), newBalance(), newRoster(), newInstall())
 	return root
 }

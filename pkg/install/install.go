@@ -44,9 +44,10 @@ type Disk struct {
 	SizeBytes   int64    `json:"sizeBytes"`
 	SectorBytes int      `json:"sectorBytes"` // logical
 	Content     string   `json:"content"`
-	Cluster     string   `json:"cluster,omitempty"` // of kimage's: the UID of the cluster whose state it holds
-	Node        string   `json:"node,omitempty"`    // and its node
-	What        string   `json:"what,omitempty"`    // of another's: what was found, for people
+	Cluster     string   `json:"cluster,omitempty"`    // of kimage's: the UID of the cluster whose state it holds
+	Node        string   `json:"node,omitempty"`       // and its node
+	Unfinished  bool     `json:"unfinished,omitempty"` // an installation that ended half-way
+	What        string   `json:"what,omitempty"`       // of another's: what was found, for people
 }
 
 // What a machine is to do.

@@ -71,6 +71,8 @@ type Config struct {
 	// line Append; empty: the disk's boot loader.
 	Kernel, Initrd, Append string
 	FwCfg                  map[string]string // fw_cfg item (opt/...) to a file
+	Second                 string            // raw file of a second disk, which is written to; empty: none
+	NoReboot               bool              // a machine that restarts itself is off
 }
 
 // Machine is a running or stopped machine.
@@ -207,6 +209,12 @@ func (m *Machine) argv() []string {
 	}
 	if m.c.Seed != "" {
 		argv = append(argv, "-drive", "file="+value(m.c.Seed)+",if=virtio,format=raw,readonly=on")
+	}
+	if m.c.Second != "" {
+		argv = append(argv, "-drive", "file="+value(m.c.Second)+",if=virtio,format=raw,cache="+cmp.Or(m.c.Cache, "unsafe"))
+	}
+	if m.c.NoReboot {
+		argv = append(argv, "-no-reboot")
 	}
 	if m.c.Kernel != "" {
 		argv = append(argv, "-kernel", m.c.Kernel, "-initrd", m.c.Initrd, "-append", m.c.Append)

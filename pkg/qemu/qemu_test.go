@@ -13,7 +13,7 @@ func TestArgv(t *testing.T) {
 		config    Config
 		want, not []string
 	}{
-		{"defaults", Config{}, []string{"-accel tcg,thread=multi", "-smp 1", "-m 1024", "if=virtio,format=qcow2", "hostfwd=tcp:127.0.0.1:2222-:22", "-display none"}, []string{"pflash", "restrict", "format=raw", "stream", "-uuid"}},
+		{"defaults", Config{}, []string{"-accel tcg,thread=multi", "-smp 1", "-m 1024", "if=virtio,format=qcow2", "hostfwd=tcp:127.0.0.1:2222-:22", "-display none"}, []string{"pflash", "restrict", "format=raw", "stream", "-uuid", "-no-reboot"}},
 		{"size", Config{CPUs: 3, MemoryMiB: 4096}, []string{"-smp 3", "-m 4096"}, nil},
 		{"small", Config{MemoryMiB: 512}, []string{"-m 512"}, nil},
 		{"second card", Config{LAN: "/vm/lan/a", LANMAC: "52:54:00:17:08:01"}, []string{"addr.path=/vm/lan/a", "netdev=lan,bus=pcie.0,addr=0x11,mac=52:54:00:17:08:01", "addr=0x10,mac=" + MAC}, nil},
@@ -24,6 +24,7 @@ func TestArgv(t *testing.T) {
 		{"no way out", Config{Isolated: true}, []string{"restrict=on,hostfwd="}, nil},
 		{"forwarded", Config{Forward: []int{6443}}, []string{"hostfwd=tcp:127.0.0.1:3333-:6443"}, nil},
 		{"written through", Config{Cache: "writeback", Sockets: "/s"}, []string{"path=/s/node.console,", "unix:/s/node.qmp,"}, []string{"unsafe"}},
+		{"second disk", Config{Second: "/vm/b", NoReboot: true}, []string{"file=/vm/b,if=virtio,format=raw,cache=unsafe", "-no-reboot"}, []string{"readonly"}},
 		{"seed", Config{Seed: "/vm/seed"}, []string{"file=/vm/seed,if=virtio,format=raw,readonly=on"}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
