@@ -356,6 +356,15 @@ func (c *checker) machine(t Target) {
 	if m := t.Machine.QEMU.MemoryMiB; m < 0 || m > 0 && m < 512 {
 		c.bad(at("qemu.memoryMiB"), "give 512 or more")
 	}
+	if d := m.Disks.Install; d.Path != "" && !strings.HasPrefix(d.Path, "/dev/") {
+		c.bad(at("disks.install.path"), "not a path below /dev")
+	}
+	if m.Disks.Install.MinGiB < 0 {
+		c.bad(at("disks.install.minGiB"), "give a number of GiB")
+	}
+	if o := m.Disks.Install.Overwrite; o != "" && !slices.Contains(overwrites, o) {
+		c.bad(at("disks.install.overwrite"), "must be never, kimage or any")
+	}
 	for i, s := range m.NTP {
 		if _, err := netip.ParseAddr(s); err != nil && !dnsName.MatchString(strings.ToLower(s)) {
 			c.bad(at(fmt.Sprintf("ntp[%d]", i)), "not a host name or address")

@@ -159,7 +159,7 @@ type Machine struct {
 	Butane     string              `yaml:"butane" doc:"file, relative to the cluster file, merged last (Ignition systems)"`
 	CloudInit  string              `yaml:"cloudInit" doc:"file, relative to the cluster file, merged last (cloud-init systems)"`
 	Override   []string            `yaml:"override" doc:"files, units and keys of kimage's that the snippet may replace"`
-	Disks      Reserved            `yaml:"disks" doc:"installation to a disk"`
+	Disks      Disks               `yaml:"disks"`
 	QEMU       QEMU                `yaml:"qemu" doc:"size of the virtual machine that kimage up makes"`
 	GCE        Reserved            `yaml:"gce" doc:"sizes of GCE machines"`
 }
@@ -190,6 +190,29 @@ type Proxy struct {
 // Registry says where a registry's images are looked for first.
 type Registry struct {
 	Mirrors []string `yaml:"mirrors" doc:"URLs, tried in order before the registry itself"`
+}
+
+// Disks says what kimage serve does with a machine's disks.
+type Disks struct {
+	Install Install `yaml:"install" doc:"the disk that gets the image; all that is set must hold, and of several the one that holds kimage's data is meant"`
+}
+
+// What may be lost on the disk that is installed to.
+const (
+	OverwriteNever  = "never"
+	OverwriteKimage = "kimage"
+	OverwriteAny    = "any"
+)
+
+var overwrites = []string{OverwriteNever, OverwriteKimage, OverwriteAny}
+
+// Install names a disk, and says what on it may be lost.
+type Install struct {
+	Path      string `yaml:"path" doc:"such as /dev/nvme0n1 or /dev/disk/by-path/..."`
+	Serial    string `yaml:"serial" doc:"serial number of the disk"`
+	Model     string `yaml:"model" doc:"model of the disk; a part of it is enough"`
+	MinGiB    int    `yaml:"minGiB" doc:"smaller disks are not meant"`
+	Overwrite string `yaml:"overwrite" doc:"never: empty disks only; kimage (the default): also what kimage installed; any: everything"`
 }
 
 // QEMU is the size of a local virtual machine; 0: what its roles need.

@@ -136,6 +136,8 @@ func TestProblems(t *testing.T) {
 		{"unknown component", "os: debian-13", "os: debian-13\n  versions: {contanerd: 2.0.0}", "did you mean containerd?"},
 		{"reserved", "os: debian-13", "os: debian-13\n  addons: [dashboard]", "line 7: spec.addons: this field is reserved: no part of this kimage implements it yet"},
 		{"reserved below", "os: debian-13", "os: debian-13\n  machine: {gce: {zone: x}}", "spec.machine.gce: this field is reserved"},
+		{"disk elsewhere", "os: debian-13", "os: debian-13\n  machine: {disks: {install: {path: sda}}}", "spec.machine.disks.install.path: \"sda\": not a path below /dev"},
+		{"overwrite what", "os: debian-13", "os: debian-13\n  machine: {disks: {install: {overwrite: all}}}", "spec.machine.disks.install.overwrite: \"all\": must be never, kimage or any"},
 		{"two platforms", "os: debian-13", "os: debian-13\n  platform: {aws: {}, gce: {}}", "names gce and aws: choose one"},
 		{"kubeadm", "os: debian-13", "os: debian-13\n  kubeadm: {etcd: {}}", "kimage sets this: list machines with the role etcd"},
 		{"kubeadm below", "os: debian-13", "os: debian-13\n  kubeadm: {apiServer: {certSANs: [a]}}", "spec.kubeadm.apiServer.certSANs: kimage sets this: use spec.api.certSANs"},

@@ -78,6 +78,8 @@ func enum(path string, s Support) []string {
 		return s.Runtimes
 	case "spec.network.plugin":
 		return s.Plugins
+	case "machine.disks.install.overwrite":
+		return overwrites
 	case "machine.taints[].effect":
 		return []string{"NoSchedule", "PreferNoSchedule", "NoExecute"}
 	}
