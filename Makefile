@@ -10,6 +10,7 @@
 #   make e2e-vagrant  three machines by the real vagrant and libvirt, from a clone: up, halt, reload, destroy (root)
 #   make chaos      real etcd in network namespaces, founded, repaired and written to: agents killed after each step, 200 random schedules; SEED=n for one, chaos-short for 12
 #   make integration  machines in namespaces become a cluster with the real kubeadm, etcd and control plane (root; after a bake from source)
+#   make roms       firmware of every kind boots from the network, beside another DHCP server and alone
 #   make bench      speed and memory, as ratios in one run
 #   make bench-formats  each format beside qemu-img convert to the same
 #   make bench-boot time from the kernel's start to Ready, beside kubeadm by hand
@@ -22,7 +23,7 @@ GO := go
 AGENT := cmd/kimage/agent/kimage-agent-amd64 cmd/kimage/agent/kimage-agent-arm64
 SOURCES := $(shell find bootstrap cmd/kimage-agent pkg -name '*.go' -not -name '*_test.go') go.mod go.sum
 
-.PHONY: all build deps image demo test quick integration e2e e2e-all e2e-vagrant chaos chaos-short bench bench-formats bench-boot fuzz lint clean
+.PHONY: all build deps image demo test quick integration e2e e2e-all e2e-vagrant chaos chaos-short roms bench bench-formats bench-boot fuzz lint clean
 
 all: build
 
@@ -37,7 +38,7 @@ bin/kimage: $(AGENT) $(shell find images ignition cmd/kimage -type f) $(SOURCES)
 # What tests and bakes call; doctor names the same for people.
 PACKAGES := e2fsprogs squashfs-tools mmdebstrap debian-archive-keyring dosfstools mtools gcc libc6-dev pkg-config libseccomp-dev \
 	xorriso libblkid-dev policycoreutils python3-jsonschema python3-yaml openssl qemu-system-x86 qemu-utils ovmf gdisk cryptsetup-bin xz-utils zstd bzip2 util-linux shellcheck systemd-container spin iproute2 strace docker-registry tcpdump openssh-client \
-	vagrant vagrant-libvirt acl btrfs-progs gpg gpg-agent fdisk xfsprogs
+	vagrant vagrant-libvirt acl btrfs-progs gpg gpg-agent fdisk xfsprogs ipxe ipxe-qemu dnsmasq-base tftp-hpa curl cpio udhcpc busybox isc-dhcp-client dhcpcd-base
 
 deps:
 	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) $(MORE) 2>&1 | grep -v '^installed ' || true); \
@@ -96,6 +97,9 @@ e2e-vagrant: MORE := libvirt-daemon-system libvirt-clients dnsmasq-base
 e2e-vagrant: deps build
 	KIMAGE_E2E_VAGRANT=1 $(GO) test -tags e2e -count=1 -v -timeout 120m -run '^TestVagrant' ./e2e
 
+roms: deps
+	KIMAGE_ROMS=1 $(GO) test -count=1 -v -timeout 30m -run TestROMs ./pkg/netboot
+
 bench: deps build
 	bash e2e/bench.sh
 
@@ -109,6 +113,7 @@ bench-boot: deps build
 FUZZTIME ?= 5m
 fuzz:
 	$(GO) test ./pkg/parttable -run '^$$' -fuzz FuzzRead -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
+	for fuzz in FuzzDHCP FuzzTFTP FuzzOffer; do $(GO) test ./pkg/netboot -run '^$$' -fuzz "^$$fuzz$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x || exit 1; done
 	$(GO) test ./pkg/qcow2 -run '^$$' -fuzz FuzzRead -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
 
 clean:

@@ -30,6 +30,7 @@ that every build needs; what only some builds need is shown, too.`,
 				{"vagrant up with libvirt", doctor.Libvirt},
 				{"booting an image here", doctor.Boot},
 				{"a cluster here (kimage up)", doctor.Run},
+				{"machines elsewhere (kimage serve)", doctor.Serve},
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
 			var packages []string

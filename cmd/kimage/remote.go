@@ -33,6 +33,11 @@ func openRemote(cmd *cobra.Command, file, identity string) (*remoteCluster, erro
 		return nil, err
 	}
 	defer s.Close()
+	return remoteOf(f, s)
+}
+
+// remoteOf takes what proves the operator out of opened secrets.
+func remoteOf(f *cluster.File, s *state.Store) (*remoteCluster, error) {
 	r := &remoteCluster{file: f, client: report.Client{CA: x509.NewCertPool(), Now: time.Now,
 		Identity: report.Identity{Operator: true, Token: nodeconf.OperatorToken(bytes.TrimSpace(s.Secret(nodeconf.JoinKey)))}}}
 	r.client.CA.AppendCertsFromPEM(s.Pair(nodeconf.ClusterCA).Cert)
@@ -42,7 +47,7 @@ func openRemote(cmd *cobra.Command, file, identity string) (*remoteCluster, erro
 		}
 	}
 	if len(r.masters) == 0 {
-		return nil, fmt.Errorf("%s gives no master an address: nobody can be asked", file)
+		return nil, fmt.Errorf("%s gives no master an address: nobody can be asked", f.Path)
 	}
 	return r, nil
 }

@@ -17,14 +17,23 @@ func newReplace() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
 		Use:   "replace NODE",
-		Short: "Destroy a machine of kimage up and boot it fresh",
-		Long: `Destroys a machine with its disk and boots a fresh one of its name, as the cluster
-file now describes it, with an image baked now. The others take it in again. The
-only etcd member of a cluster is the cluster: it is replaced only with --yes, and a
-new cluster begins.`,
+		Short: "Destroy a machine and boot it fresh",
+		Long: `Of a cluster of kimage up: destroys a machine with its disk and boots a fresh one of
+its name, as the cluster file now describes it, with an image baked now. The others
+take it in again. The only etcd member of a cluster is the cluster: it is replaced
+only with --yes, and a new cluster begins.
+
+Of machines that kimage serve installs: releases one, so that it is installed once
+more when it next boots from the network. An etcd member is released only if the
+others' agents say that they are a quorum without it, or with --yes.`,
 		Example: "  kimage replace k8s-02",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if dir, ok, err := serveDir(u.file); err != nil {
+				return err
+			} else if ok {
+				return releaseMachine(cmd, &u, dir, args[0], yes)
+			}
 			l, err := openLocal(u.file)
 			if err != nil {
 				return err
@@ -42,7 +51,7 @@ new cluster begins.`,
 	clusterFlag(cmd, &u.file)
 	identityFlag(cmd, &u.identity)
 	cmd.Flags().StringVar(&u.image, "image", "", "raw or qcow2 image to boot (default: baked)")
-	cmd.Flags().BoolVar(&yes, "yes", false, "also where all that the cluster knows is lost with the machine")
+	cmd.Flags().BoolVar(&yes, "yes", false, "also where what the cluster knows may be lost with the machine")
 	cmd.Flags().DurationVar(&u.timeout, "timeout", time.Hour, "how long to wait until it is Ready")
 	return cmd
 }

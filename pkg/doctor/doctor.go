@@ -76,6 +76,9 @@ var (
 		{Program: "qemu-img", Package: "qemu-utils", Why: "makes its disks"},
 		{Program: "ssh", Package: "openssh-client", Why: "logs in to its machines (kimage ssh)"},
 	}
+	Serve = []Need{
+		{File: "/usr/lib/ipxe/undionly.kpxe", Package: "ipxe", Why: "is what machines load from the network first (kimage serve)"},
+	}
 	Boot = []Need{
 		{Program: "qemu-system-x86_64", Package: "qemu-system-x86", Why: "boots an image on this machine"},
 		{Program: "qemu-img", Package: "qemu-utils", Why: "makes its disks"},

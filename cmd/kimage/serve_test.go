@@ -1,0 +1,120 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kimage-project/kimage/pkg/metal"
+)
+
+// TestServeRefuses: what is wrong is said before anything is baked or answered, with what to
+// do about it.
+func TestServeRefuses(t *testing.T) {
+	asRoot(t)
+	const card = "ip link add eth9 type bridge; ip addr add 192.168.77.1/24 dev eth9; ip link set eth9 up; "
+	for _, tt := range []struct {
+		name, file, script string
+		args, want         []string
+	}{
+		{"no interface", "", card, nil, []string{"--interface", "eth9"}},
+		{"no such interface", "", card, []string{"--interface", "eth8"}, []string{"eth8", "eth9"}},
+		{"no address", "", "ip link add eth9 type bridge; ip link set eth9 up; ", []string{"--interface", "eth9"}, []string{"eth9", "IPv4"}},
+		{"half a range", "", card, []string{"--interface", "eth9", "--dhcp-range", "192.168.77.100"}, []string{"--dhcp-range 192.168.77.100"}},
+		{"a range elsewhere", "", card, []string{"--interface", "eth9", "--dhcp-range", "10.1.1.1-10.1.1.9"}, []string{"10.1.1.1", "192.168.77.0/24"}},
+		{"a router without a range", "", card, []string{"--interface", "eth9", "--router", "192.168.77.254"}, []string{"--dhcp-range"}},
+		{"no such pool", "", card, []string{"--interface", "eth9", "--pool", "crowd"}, []string{"crowd"}},
+		{"no loaders", "", card, []string{"--interface", "eth9", "--ipxe", "/etc"}, []string{"undionly.kpxe", "ipxe"}},
+		{"no image", "", card, []string{"--interface", "eth9", "--image", "nowhere.raw"}, []string{"nowhere.raw"}},
+		{"no image of kimage's", "", card, []string{"--interface", "eth9", "--image", "/bin/sh"}, []string{"/bin/sh", "disk image"}},
+		{"Ignition", "flatcar-stable", card, []string{"--interface", "eth9"}, []string{"flatcar-stable", "cloud-init"}},
+		{"the port is in use", "", card + "python3 -m http.server --bind 192.168.77.1 8080 >/dev/null 2>&1 & sleep 1; trap 'kill $!' EXIT; set --  \"$@\"; ", []string{"--interface", "eth9", "--image", "nowhere.raw"}, []string{"8080", "--port"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			args := []string{"--topology", "3"}
+			if tt.file != "" {
+				args = append(args, "--os", tt.file)
+			}
+			dir := newClusterDir(t, args...)
+			replaceIn(t, filepath.Join(dir, "cluster.yaml"), "172.17.8.0/24", "192.168.77.0/24")
+			for _, last := range []string{"101", "102", "103"} {
+				replaceIn(t, filepath.Join(dir, "cluster.yaml"), "172.17.8."+last, "192.168.77."+last)
+			}
+			cmd := inNamespace(t, append([]string{"serve"}, tt.args...), tt.script, "--net")
+			for i, a := range cmd.Args { // what runs beside it has to be ended
+				cmd.Args[i] = strings.Replace(a, "\nexec \"$0\"", "\ntimeout 60 \"$0\"", 1)
+			}
+			cmd.Dir = dir
+			refused(t, cmd, "", tt.want...)
+		})
+	}
+}
+
+// TestBoard: the table says of every machine how far it is, and on a terminal it stands below
+// what is told.
+func TestBoard(t *testing.T) {
+	now := time.Unix(1000, 0)
+	lines := []metal.Line{{Name: "k8s-01", Roles: []string{"etcd", "master"}, MAC: "52:54:00:17:08:01", Phase: "installing", Done: 43, Total: 100, Since: now.Add(-90 * time.Second)}, {Name: "k8s-02", Phase: "never heard of"}}
+	const want = `MACHINE  ROLES        MAC                FOR    PHASE
+k8s-01   etcd,master  52:54:00:17:08:01  1m30s  installing 43 %
+k8s-02   -            -                  -      never heard of
+`
+	if got := machineTable(lines, now); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	var out strings.Builder
+	b := &board{out: &out, width: 30, lines: func() []metal.Line { return lines }}
+	b.logf("one")
+	b.logf("two")
+	if got := out.String(); strings.Count(got, "\x1b[3A\r\x1b[J") != 1 || strings.Count(got, "k8s-01   etcd,master  52:54:0\n") != 2 || strings.Count(got, "  two\n") != 1 {
+		t.Errorf("%q", got)
+	}
+	out.Reset()
+	b = newBoard(&out)
+	b.lines = func() []metal.Line { return lines }
+	if b.logf("one"); !strings.HasSuffix(out.String(), "  one\n") || strings.Contains(out.String(), "\x1b") {
+		t.Errorf("where no terminal is: %q", out.String())
+	}
+}
+
+// TestRelease: kimage replace of a machine that kimage serve installs.
+func TestRelease(t *testing.T) {
+	dir := newClusterDir(t, "--topology", "1")
+	if _, errOut, status := in(t, dir, "replace", "k8s-01"); status != 2 || !strings.Contains(errOut, "kimage up") {
+		t.Errorf("where nothing was served: status %d, %s", status, errOut)
+	}
+	served := filepath.Join(dir, "cluster.serve")
+	if err := os.Mkdir(served, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, errOut, status := in(t, dir, "replace", "k8s-1"); status != 2 || !strings.Contains(errOut, "k8s-01") {
+		t.Errorf("another name: status %d, %s", status, errOut)
+	}
+	if _, errOut, status := in(t, dir, "replace", "k8s-01"); status != 2 || !strings.Contains(errOut, "only etcd member") {
+		t.Errorf("the only member: status %d, %s", status, errOut)
+	}
+	if released, err := filepath.Glob(filepath.Join(served, "released/*")); err != nil || len(released) > 0 {
+		t.Errorf("%v, %v", released, err)
+	}
+	if out := inOK(t, dir, "replace", "k8s-01", "--yes"); !strings.Contains(out, "k8s-01 is released") {
+		t.Error(out)
+	}
+	server, err := metal.New(metal.Config{Dir: served, Machines: []metal.Machine{{Name: "k8s-01"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := server.Lines(); !l[0].Released {
+		t.Errorf("the server knows nothing of it: %+v", l)
+	}
+	// Of three, when nobody can be asked.
+	dir = newClusterDir(t, "--topology", "3")
+	inOK(t, dir, "config")
+	if err := os.Mkdir(filepath.Join(dir, "cluster.serve"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := inNamespace(t, []string{"replace", "k8s-02"}, "", "--net")
+	cmd.Dir = dir
+	refused(t, cmd, "", "k8s-02 is not released", "--yes")
+}

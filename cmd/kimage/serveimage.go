@@ -1,0 +1,138 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/kimage-project/kimage/ignition"
+	"github.com/kimage-project/kimage/images"
+	"github.com/kimage-project/kimage/pkg/atomicfile"
+	"github.com/kimage-project/kimage/pkg/initrd"
+	"github.com/kimage-project/kimage/pkg/install/pack"
+	"github.com/kimage-project/kimage/pkg/metal"
+	"github.com/kimage-project/kimage/pkg/progress"
+)
+
+// configs are what machines are told at first boot, by their directory (ignition.Machine).
+type configs struct {
+	mu sync.Mutex
+	by map[string]ignition.Machine
+}
+
+func (c *configs) replace(with *configs) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.by = with.by
+}
+
+// of is a tar of a machine's config.
+func (c *configs) of(m metal.Machine) ([]byte, error) {
+	dir := "nodes/" + m.Name
+	if m.Pool != "" {
+		dir = "pools/" + m.Pool
+	}
+	c.mu.Lock()
+	config, ok := c.by[dir]
+	c.mu.Unlock()
+	if !ok {
+		return nil, fmt.Errorf("BUG: there is no config %s", dir)
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, name := range slices.Sorted(maps.Keys(config.Files)) {
+		data := config.Files[name]
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o600, Size: int64(len(data)), Format: tar.FormatUSTAR}); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(data); err != nil {
+			return nil, err
+		}
+	}
+	return b.Bytes(), w.Close()
+}
+
+// packImage makes what machines fetch of a baked image, once: its files are named by the
+// image's ID.
+func packImage(ctx context.Context, report *progress.Reporter, dir, file string, is *images.Installable, agent string) (m metal.Image, err error) {
+	in := func(name string) string { return filepath.Join(dir, "images", is.ImageID+name) }
+	m = metal.Image{ID: is.ImageID, DiskBytes: is.DiskBytes, Frames: in(".frames"), Kernel: in(".kernel"), Initrd: in(".initrd")}
+	if err := os.MkdirAll(filepath.Join(dir, "images"), 0o755); err != nil {
+		return m, err
+	}
+	if err := installer(ctx, &m, file, agent); err != nil {
+		return m, err
+	}
+	index := in(".index")
+	data, err := os.ReadFile(index)
+	if errors.Is(err, fs.ErrNotExist) { // written last
+		data, err = packFrames(ctx, report, m.Frames, index, file)
+	}
+	if err != nil {
+		return m, err
+	}
+	sum := sha256.Sum256(data)
+	m.Index, m.SHA256 = data, hex.EncodeToString(sum[:])
+	return m, nil
+}
+
+// packFrames writes an image's frames and their index.
+func packFrames(ctx context.Context, report *progress.Reporter, frames, index, file string) ([]byte, error) {
+	disk, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer disk.Close()
+	fi, err := disk.Stat()
+	if err != nil {
+		return nil, err
+	}
+	out, err := atomicfile.Create(frames, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer out.Abort()
+	bar := report.Bar("packing the image", fi.Size())
+	defer bar.Done()
+	x, err := pack.Image(ctx, out.File, disk, bar.Add)
+	if err != nil {
+		return nil, fmt.Errorf("packing %s: %w", file, err)
+	}
+	data, _, err := x.Encode()
+	if err != nil {
+		return nil, err
+	}
+	if err := out.Commit(); err != nil {
+		return nil, err
+	}
+	return data, atomicfile.Write(index, data, 0o644)
+}
+
+// installer writes the kernel and the initramfs that machines install themselves by.
+func installer(ctx context.Context, m *metal.Image, file, agent string) error {
+	var program []byte
+	var err error
+	if agent != "" {
+		program, err = os.ReadFile(agent)
+	} else {
+		program, err = agents.ReadFile("agent/kimage-agent-amd64")
+	}
+	if err != nil {
+		return fmt.Errorf("this kimage was built without its agent (name one by --agent): %w", err)
+	}
+	b, err := initrd.Make(ctx, file, program)
+	if err != nil {
+		return err
+	}
+	return errors.Join(atomicfile.Write(m.Kernel, b.Kernel, 0o644), atomicfile.Write(m.Initrd, b.Initrd, 0o644))
+}

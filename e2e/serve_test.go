@@ -1,0 +1,299 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kimage-project/kimage/pkg/need"
+	"github.com/kimage-project/kimage/pkg/qemu"
+)
+
+// room is a machine room: a network of its own, with kimage serve on it.
+type room struct {
+	t   *testing.T
+	ns  string
+	dir string // with cluster.yaml
+	key string // file of the key that machines let in
+	url string
+
+	ended chan error // kimage serve
+
+	mu   sync.Mutex
+	said bytes.Buffer // by kimage serve
+}
+
+const roomAddress = "192.168.77.1"
+
+func (r *room) Write(b []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.said.Write(b)
+}
+
+func (r *room) words() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.said.String()
+}
+
+// inside runs a program on the room's network.
+func (r *room) inside(ctx context.Context, argv ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", r.ns}, argv...)...)
+	cmd.Dir = r.dir
+	return cmd
+}
+
+func newRoom(t *testing.T, serve ...string) *room {
+	t.Helper()
+	need.Root(t, "a network namespace")
+	key := newKey(t)
+	r := &room{t: t, ns: fmt.Sprintf("kimage-room-%d", os.Getpid()), dir: t.TempDir(), url: "http://" + roomAddress + ":8080"}
+	r.key = filepath.Join(r.dir, "key")
+	if err := os.WriteFile(r.key, key.PEM, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	need.Judge(t, "ip", "netns", "add", r.ns)
+	t.Cleanup(func() { need.Judge(t, "ip", "netns", "del", r.ns) })
+	script := "ip link set lo up; ip link add br0 type bridge; ip addr add " + roomAddress + "/24 dev br0; ip link set br0 up; " +
+		"ip tuntap add tap0 mode tap; ip link set tap0 master br0 up"
+	if out, err := r.inside(t.Context(), "sh", "-ec", script).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	file := fmt.Sprintf(`apiVersion: kimage.dev/v1alpha1
+kind: Cluster
+metadata: {name: room}
+spec:
+  os: %s
+  network: {nodes: [192.168.77.0/24]}
+  machine: {ssh: {authorizedKeys: [%q]}}
+  nodes:
+  - {name: k8s-01, roles: [etcd, master, worker], address: 192.168.77.101, match: {mac: "52:54:00:17:08:01"}}
+`, system, key.Public)
+	if err := os.WriteFile(filepath.Join(r.dir, "cluster.yaml"), []byte(file), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if len(serve) == 0 {
+		r.dnsmasq()
+	}
+	r.serve(serve...)
+	return r
+}
+
+// dnsmasq is the DHCP server that was there before.
+func (r *room) dnsmasq() {
+	r.t.Helper()
+	need.Program(r.t, "dnsmasq", "dnsmasq-base")
+	cmd := r.inside(context.Background(), "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root", "--interface=br0", "--bind-interfaces", "--port=0",
+		"--dhcp-leasefile="+filepath.Join(r.dir, "dnsmasq.leases"), "--dhcp-range=192.168.77.0,static", "--dhcp-host=52:54:00:17:08:01,192.168.77.101", "--log-dhcp", "--log-facility=-")
+	cmd.Stdout, cmd.Stderr = r, r
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+}
+
+// serve runs kimage serve until the test ends.
+func (r *room) serve(args ...string) {
+	r.t.Helper()
+	program, err := filepath.Abs("../bin/kimage")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := r.inside(ctx, append([]string{program, "serve", "--interface", "br0", "--image", image}, args...)...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = time.Minute
+	cmd.Stdout, cmd.Stderr = r, r
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	r.ended = ended
+	r.t.Cleanup(func() {
+		cancel()
+		<-ended
+		if r.t.Failed() {
+			r.t.Logf("kimage serve:\n%s", r.words())
+		}
+	})
+	r.until("Ctrl-C ends", 5*time.Minute)
+}
+
+// until waits for words of kimage serve.
+func (r *room) until(words string, limit time.Duration) {
+	r.t.Helper()
+	for end := time.Now().Add(limit); !strings.Contains(r.words(), words); time.Sleep(time.Second) {
+		select {
+		case err := <-r.ended:
+			r.ended <- err // for who waits at the end
+			r.t.Fatalf("kimage serve has ended: %v", err)
+		default:
+		}
+		if time.Now().After(end) {
+			r.t.Fatalf("not within %s: %q", limit, words)
+		}
+	}
+}
+
+// phase is how far k8s-01 is.
+func (r *room) phase() string {
+	out, err := r.inside(r.t.Context(), "curl", "--silent", "--max-time", "5", r.url+"/status.json").Output()
+	if err != nil {
+		return err.Error()
+	}
+	var s struct{ Machines []struct{ Phase, Why string } }
+	if err := json.Unmarshal(out, &s); err != nil || len(s.Machines) == 0 {
+		return fmt.Sprintf("%s, %v", out, err)
+	}
+	return strings.TrimSpace(s.Machines[0].Phase + " " + s.Machines[0].Why)
+}
+
+func (r *room) awaitPhase(want string, limit time.Duration) {
+	r.t.Helper()
+	for end := time.Now().Add(limit); !strings.HasPrefix(r.phase(), want); time.Sleep(2 * time.Second) {
+		if time.Now().After(end) {
+			r.t.Fatalf("not within %s: %s; it is %s", limit, want, r.phase())
+		}
+	}
+}
+
+// metalMachine is a machine with an empty disk, and the network first in its boot order.
+type metalMachine struct {
+	*room
+	disk, console string
+	firmware      []string
+	cmd           *exec.Cmd
+}
+
+func (r *room) machine(firmware string) *metalMachine {
+	r.t.Helper()
+	m := &metalMachine{room: r, disk: filepath.Join(r.dir, "disk.qcow2"), console: filepath.Join(r.dir, "console.log")}
+	need.Judge(r.t, "qemu-img", "create", "-q", "-f", "qcow2", m.disk, "20G")
+	if firmware == qemu.UEFI {
+		vars := filepath.Join(r.dir, "vars.fd")
+		need.Judge(r.t, "cp", "/usr/share/OVMF/OVMF_VARS_4M.fd", vars)
+		m.firmware = []string{"-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd", "-drive", "if=pflash,format=raw,file=" + vars}
+	}
+	r.t.Cleanup(func() {
+		m.off()
+		if log, err := os.ReadFile(m.console); err == nil && r.t.Failed() {
+			r.t.Logf("console:\n%s", lastLines(string(log), 60))
+		}
+	})
+	return m
+}
+
+// on switches the machine on.
+func (m *metalMachine) on() {
+	m.t.Helper()
+	argv := append([]string{"qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "4096", "-display", "none", "-nodefaults", "-no-user-config",
+		"-serial", "file:" + m.console, "-device", "virtio-rng-pci", "-uuid", "5a1b2c3d-0000-4000-8000-000000000001",
+		"-netdev", "tap,id=n,ifname=tap0,script=no,downscript=no", "-device", "virtio-net-pci,netdev=n,mac=52:54:00:17:08:01,bootindex=1",
+		"-drive", "if=none,id=d,format=qcow2,cache=unsafe,discard=unmap,file=" + m.disk, "-device", "virtio-blk-pci,drive=d,serial=DISK1,bootindex=2"}, m.firmware...)
+	m.cmd = m.inside(context.Background(), argv...)
+	m.cmd.Stdout, m.cmd.Stderr = m.room, m.room
+	if err := m.cmd.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// off cuts its power.
+func (m *metalMachine) off() {
+	if m.cmd != nil {
+		m.cmd.Process.Kill()
+		m.cmd.Wait()
+		m.cmd = nil
+	}
+}
+
+// ssh runs a command on the machine.
+func (m *metalMachine) ssh(command string) string {
+	m.t.Helper()
+	out, err := m.inside(m.t.Context(), "ssh", "-q", "-i", m.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=20", user+"@192.168.77.101", command).CombinedOutput()
+	if err != nil {
+		m.t.Errorf("%s: %v\n%s", command, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// installs switches a machine on that is to be installed, and waits until it is Ready.
+func (m *metalMachine) installs() {
+	m.t.Helper()
+	started := time.Now()
+	m.on()
+	m.awaitPhase("boots the installer", 3*time.Minute)
+	m.awaitPhase("installing", 4*time.Minute)
+	m.awaitPhase("installed", 10*time.Minute)
+	m.t.Logf("installed %s after power-on", time.Since(started).Round(time.Second))
+	m.awaitPhase("ready", 15*time.Minute)
+	m.t.Logf("Ready %s after power-on", time.Since(started).Round(time.Second))
+}
+
+// powerCycles switches the machine off and on, and wants it to boot its disk each time.
+func (m *metalMachine) powerCycles(n int) {
+	m.t.Helper()
+	for range n {
+		m.off()
+		before := strings.Count(m.words(), "k8s-01: boots its disk")
+		m.on()
+		for end := time.Now().Add(4 * time.Minute); strings.Count(m.words(), "k8s-01: boots its disk") == before; time.Sleep(time.Second) {
+			if time.Now().After(end) {
+				m.t.Fatal("it does not boot its disk")
+			}
+		}
+	}
+	m.awaitPhase("ready", 15*time.Minute)
+	if n := strings.Count(m.words(), "k8s-01: installing: to vda"); n != 1 {
+		m.t.Errorf("installed %d times", n)
+	}
+}
+
+// TestServe: a machine with an empty disk, whose BIOS tries the network first, is installed
+// by the only DHCP server there is, and becomes a cluster. After that it boots its disk,
+// however often it is switched on, until it is released.
+func TestServe(t *testing.T) {
+	enough(t, 2, "make e2e")
+	m := newRoom(t, "--dhcp-range", "192.168.77.101-192.168.77.150").machine(qemu.BIOS)
+	m.installs()
+	if out := m.ssh("findmnt -no SOURCE /; sudo kimage-agent status >/dev/null && echo well"); out != "/dev/vda1\nwell" {
+		t.Error(out)
+	}
+	m.powerCycles(5)
+	program, err := filepath.Abs("../bin/kimage")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := m.inside(t.Context(), program, "replace", "k8s-01").CombinedOutput(); err == nil || !strings.Contains(string(out), "only etcd member") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if out, err := m.inside(t.Context(), program, "replace", "k8s-01", "--yes").CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	m.off()
+	m.on()
+	m.awaitPhase("installing", 5*time.Minute)
+	m.awaitPhase("installed", 10*time.Minute)
+}
+
+// TestServeUEFI: as TestServe, by UEFI and beside a DHCP server that knows nothing of it.
+func TestServeUEFI(t *testing.T) {
+	enough(t, 2, "make e2e")
+	m := newRoom(t).machine(qemu.UEFI)
+	m.installs()
+	m.powerCycles(1)
+}
