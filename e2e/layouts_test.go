@@ -65,8 +65,8 @@ func vendorDisk(t *testing.T, parts []part) string {
 	return disk
 }
 
-// TestLayouts: images are baked onto the layouts that vendors' disks have, whose roots
-// nothing but their kernel may edit.
+// TestLayouts: images are baked onto the layouts that vendors' disks have; most of their
+// roots nothing but their kernel may edit.
 func TestLayouts(t *testing.T) {
 	const (
 		bios = "21686148-6449-6E6F-744E-656564454649"
@@ -78,11 +78,27 @@ func TestLayouts(t *testing.T) {
 	)
 	vfat := []string{"mkfs.vfat", "-n", "EFI-SYSTEM"}
 	xfs := func(label string) []string { return []string{"mkfs.xfs", "-q", "-L", label} }
+	ubuntu := t.TempDir()
+	for file, text := range map[string]string{"usr/lib/os-release": "ID=ubuntu\nVERSION_ID=\"26.04\"\n", "usr/lib/x86_64-linux-gnu/libcryptsetup.so.12": ""} {
+		at := filepath.Join(ubuntu, file)
+		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(at, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, tt := range []struct {
 		os    string
 		parts []part
 		want  layout
 	}{
+		{"ubuntu-26.04", []part{
+			{14, 4, bios, "", nil},
+			{15, 106, efi, "", []string{"mkfs.vfat", "-n", "UEFI"}},
+			{13, 1023, boot, "", []string{"mkfs.ext4", "-q", "-L", "BOOT"}},
+			{1, 2400, data, "", []string{"mkfs.ext4", "-q", "-L", "cloudimg-rootfs", "-d", ubuntu}},
+		}, layout{[]int{1, 13, 14, 15}, 1, 2, 6, true}},
 		{"rocky-10", []part{
 			{1, 99, efi, "p.UEFI", vfat},
 			{2, 1000, boot, "p.lxboot", xfs("boot")},

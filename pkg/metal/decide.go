@@ -25,15 +25,15 @@ const sectorBytes = 512
 // decide says what a machine is to do. It goes by what the machine tells of its disks and
 // by what is remembered of it:
 //
-//	the disk          never installed     installed          released
+//	the disk          not installed       installed          released
 //	empty             written             person             written
-//	half written      written             written            written
+//	half written      written             person             written
 //	kimage's, its own boots it            boots it           written
-//	kimage's, other   person              person             written
+//	kimage's, other   person              person             as `overwrite` says
 //	anything else     as `overwrite` says person             as `overwrite` says
 //
 // What is written uses up the release, whatever becomes of it: a half-written disk is
-// recognised by what is on it.
+// recognised by what is on it, and one that was not touched yet by what is not.
 func decide(m Machine, r record, h install.Hello, c Config) install.Plan {
 	stop := func(format string, args ...any) install.Plan {
 		return install.Plan{Action: install.Stop, Node: m.Name, Reason: fmt.Sprintf(format, args...)}
@@ -42,11 +42,17 @@ func decide(m Machine, r record, h install.Hello, c Config) install.Plan {
 	if why != "" {
 		return stop("%s", why)
 	}
+	own := func(d install.Disk) bool {
+		return d.Content == install.Kimage && d.Cluster == c.ClusterUID && (d.Node == m.Name || m.Pool != "")
+	}
+	if i := slices.IndexFunc(h.Disks, own); i >= 0 && h.Disks[i].Name != disk.Name {
+		return stop("%s is chosen by the cluster file, and %s has the machine's data: say which disk is meant by disks.install", disk.Name, h.Disks[i].Name)
+	}
 	write := install.Plan{Action: install.Write, Node: m.Name, Disk: disk.Name}
 	// Whatever the rule is: here is the machine's own data.
 	if disk.Content == install.Kimage && !disk.Unfinished && !r.released {
 		// What was written just now says nothing yet.
-		if disk.Cluster == "" && r.State != "" || disk.Cluster == c.ClusterUID && (disk.Node == m.Name || m.Pool != "") {
+		if disk.Cluster == "" && r.State != "" || own(disk) {
 			return install.Plan{Action: install.Local, Node: m.Name}
 		}
 		return stop("%s holds data of %s: kimage replace %s has it written over", disk.Name, whose(disk), m.Name)
@@ -56,12 +62,13 @@ func decide(m Machine, r record, h install.Hello, c Config) install.Plan {
 		return stop("%s has sectors of %d bytes, and the image is made for %d: use another disk, or have this one's controller present %d", disk.Name, disk.SectorBytes, sectorBytes, sectorBytes)
 	case disk.SizeBytes < c.Image.DiskBytes:
 		return stop("%s has %s, and the image needs %s", disk.Name, progress.FormatBytes(disk.SizeBytes), progress.FormatBytes(c.Image.DiskBytes))
-	case disk.Content == install.Kimage && disk.Unfinished:
-		return write
-	case r.State != "" && !r.released:
+	case r.State == installed && !r.released:
 		return stop("%s was installed before, and its disk is another now (%s is %s): kimage replace %s has it installed again", m.Name, disk.Name, content(disk), m.Name)
 	case disk.Content == install.Other && m.Disk.Overwrite != cluster.OverwriteAny:
 		return stop("%s holds %s: nothing but what kimage installed is written over, unless the cluster file says disks: {install: {overwrite: any}}", disk.Name, disk.What)
+	case disk.Content == install.Kimage && disk.Unfinished:
+	case disk.Content == install.Kimage && disk.Cluster != "" && !own(disk) && m.Disk.Overwrite != cluster.OverwriteAny:
+		return stop("%s holds data of %s, not of %s: it is written over only if the cluster file says disks: {install: {overwrite: any}}", disk.Name, whose(disk), m.Name)
 	case disk.Content == install.Kimage && m.Disk.Overwrite == cluster.OverwriteNever:
 		return stop("%s holds data of %s, and the cluster file says overwrite: never", disk.Name, whose(disk))
 	}
@@ -69,8 +76,11 @@ func decide(m Machine, r record, h install.Hello, c Config) install.Plan {
 }
 
 func content(d install.Disk) string {
-	if d.Content == install.Other {
+	switch {
+	case d.Content == install.Other:
 		return d.What
+	case d.Unfinished:
+		return "half written"
 	}
 	return d.Content
 }

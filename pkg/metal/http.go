@@ -6,9 +6,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"html/template"
+	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/kimage-project/kimage/pkg/install"
 )
@@ -22,6 +25,7 @@ const (
 	FirmwarePath = "/firmware/"
 
 	maxHelloBytes = 256 << 10 // of a machine with hundreds of disks
+	bodyTime      = 30 * time.Second
 )
 
 // Handler answers machines, and people with a browser.
@@ -48,11 +52,16 @@ func (s *Server) Handler() http.Handler {
 func (s *Server) ipxe(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain")
 	q := r.URL.Query()
-	a := asker{mac: strings.ToLower(q.Get("mac")), uuid: strings.ToLower(q.Get("uuid")), serial: q.Get("serial")}
-	if a.mac == "" {
+	if q.Get("mac") == "" {
 		w.Write(script("who", s.config.URL, ""))
 		return
 	}
+	mac, err := macOf(q.Get("mac"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	a := asker{mac: mac, uuid: strings.ToLower(q.Get("uuid")), serial: strings.TrimSpace(q.Get("serial"))}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m, known := s.find(a)
@@ -76,6 +85,15 @@ func (s *Server) ipxe(w http.ResponseWriter, r *http.Request) {
 	w.Write(script("install", s.config.URL, m.Name))
 }
 
+// macOf reads a hardware address.
+func macOf(text string) (string, error) {
+	mac, err := net.ParseMAC(text)
+	if err != nil || len(mac) != 6 {
+		return "", fmt.Errorf("%.40q is no hardware address", text)
+	}
+	return mac.String(), nil
+}
+
 // from makes sure that who asks has the hardware address that it says.
 func (s *Server) from(r *http.Request, mac string) error {
 	at, err := netip.ParseAddrPort(r.RemoteAddr)
@@ -94,6 +112,8 @@ func (s *Server) from(r *http.Request, mac string) error {
 
 // body reads what a machine tells.
 func body(w http.ResponseWriter, r *http.Request, to any) bool {
+	// Not the server's ReadTimeout: that would end long downloads.
+	http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime))
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxHelloBytes)).Decode(to); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return false
@@ -106,7 +126,12 @@ func (s *Server) hello(w http.ResponseWriter, r *http.Request) {
 	if !body(w, r, &h) {
 		return
 	}
-	h.MAC, h.UUID = strings.ToLower(h.MAC), strings.ToLower(h.UUID)
+	mac, err := macOf(h.MAC)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	h.MAC, h.UUID = mac, strings.ToLower(h.UUID)
 	if err := s.from(r, h.MAC); err != nil {
 		s.config.Logf("refused: %v", err)
 		http.Error(w, err.Error(), http.StatusForbidden)
@@ -127,9 +152,18 @@ func (s *Server) told(w http.ResponseWriter, r *http.Request) {
 	if !body(w, r, &p) {
 		return
 	}
-	p.MAC = strings.ToLower(p.MAC)
-	if (p.Phase == installed) != (r.URL.Path == install.InstalledPath) {
-		http.Error(w, p.Phase+" is told elsewhere", http.StatusBadRequest)
+	mac, err := macOf(p.MAC)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	p.MAC = mac
+	phases := []string{install.Wiping, install.Writing, install.Configuring, install.Failed}
+	if r.URL.Path == install.InstalledPath {
+		phases = []string{install.Installed}
+	}
+	if !slices.Contains(phases, p.Phase) {
+		http.Error(w, "that is no phase of an installation", http.StatusBadRequest)
 		return
 	}
 	if err := s.from(r, p.MAC); err != nil {

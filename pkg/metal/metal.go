@@ -3,9 +3,9 @@
 //
 // It is what the loader (iPXE) and the installer ask over HTTP. Which machine may do what is
 // decided in decide.go; DHCP and TFTP are package netboot's, the writing of a disk is package
-// install's. It trusts the network as far as machines are who the hardware address says that
-// their answers go to: who can send from another machine's address can have its config while
-// it is being installed.
+// install's. It trusts the network: who can send from another machine's hardware address can have
+// its config while it is being installed, and where the cluster file gives none, who says
+// its UUID or serial number before it does.
 //
 //	DIR/installed.json   what is remembered of each machine
 //	DIR/released/        machines that may be written over, once
@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/kimage-project/kimage/pkg/install"
 )
@@ -141,7 +142,9 @@ func (s *Server) Meets(mac, uuid string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m, known := s.find(asker{mac: mac, uuid: uuid, noSerial: true})
-	s.note(m.Name, known, mac, "asks for an address", "")
+	if !known || m.Pool != "" || m.Match.MAC != "" || m.Match.UUID != "" { // by serial number alone it could be any
+		s.note(m.Name, known, mac, "asks for an address", "")
+	}
 	return known
 }
 
@@ -153,12 +156,13 @@ func (s *Server) note(name string, known bool, mac, phase, why string) *sight {
 	}
 	now := all[key]
 	if now == nil {
-		if !known && len(all) >= maxUnknown { // somebody makes up addresses
+		if len(all) >= maxUnknown+len(s.config.Machines)+len(s.records) { // somebody makes up addresses
 			clear(all)
 		}
 		now = &sight{}
 		all[key] = now
 	}
+	phase, why = plain(phase), plain(why)
 	if now.mac = mac; now.phase != phase || now.why != why {
 		now.phase, now.why, now.since, now.done, now.total = phase, why, s.config.Now(), 0, 0
 		if why != "" {
@@ -167,6 +171,18 @@ func (s *Server) note(name string, known bool, mac, phase, why string) *sight {
 		s.config.Logf("%s: %s", name, phase)
 	}
 	return now
+}
+
+// plain is what may be shown on a terminal of what machines tell.
+func plain(s string) string {
+	const longest = 300
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, s)
+	return s[:min(len(s), longest)]
 }
 
 // recall is what is remembered of a machine; s.mu is held.
@@ -206,21 +222,24 @@ func (s *Server) plan(h install.Hello) (install.Plan, error) {
 		return install.Plan{}, err
 	}
 	p := decide(m, r, h, s.config)
-	r.MAC, r.UUID = h.MAC, h.UUID
 	switch p.Action {
 	case install.Stop:
 		s.note(m.Name, true, h.MAC, "waits for a person", p.Reason)
 	case install.Local:
-		s.note(m.Name, true, h.MAC, "boots its disk", "")
+		why := ""
+		if r.State == writing {
+			why = "it is whole; if it was to be installed once more, kimage replace " + m.Name + " again"
+		}
+		s.note(m.Name, true, h.MAC, "boots its disk", why)
 		if r.State != installed {
-			r.State, r.Since = installed, s.config.Now()
+			r.MAC, r.UUID, r.State, r.Since = h.MAC, h.UUID, installed, s.config.Now()
 			return p, s.remember(m.Name, r)
 		}
 	case install.Write:
 		if r.Window, err = window(s.config.Dir, m.Name); err != nil {
 			return p, err
 		}
-		r.State, r.Image, r.Since = writing, s.config.Image.ID, s.config.Now()
+		r.MAC, r.UUID, r.State, r.Image, r.Since = h.MAC, h.UUID, writing, s.config.Image.ID, s.config.Now()
 		if err := s.remember(m.Name, r); err != nil {
 			return p, err
 		}

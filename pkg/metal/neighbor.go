@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// neighbor is the hardware address that the kernel sent its answers to: what a machine says
-// of itself it could have made up, and this as well, but not while the other is on.
+// neighbor is the hardware address that the kernel sent its answers to: a machine
+// can make that up as well, but has to be on the same network for it.
 func neighbor(of netip.Addr) (mac string, err error) {
 	f, err := os.Open("/proc/net/arp")
 	if err != nil {

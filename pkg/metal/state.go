@@ -2,6 +2,7 @@ package metal
 
 import (
 	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,7 +48,7 @@ func load(dir string) (map[string]record, error) {
 		return nil, err
 	}
 	if err := json.Unmarshal(data, &records); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", filepath.Join(dir, recordsFile), err)
+		return nil, fmt.Errorf("reading %s: %w: put it back from a backup, or move it away: then machines are known by what is on their disks", filepath.Join(dir, recordsFile), err)
 	}
 	return records, nil
 }
@@ -78,6 +79,27 @@ func Known(dir, name string) (bool, error) {
 	records, err := load(dir)
 	_, known := records[name]
 	return known, err
+}
+
+// Pending are the machines whose disk is being written, or will be.
+func Pending(dir string) (map[string]bool, error) {
+	records, err := load(dir)
+	if err != nil {
+		return nil, err
+	}
+	pending := map[string]bool{}
+	for name, r := range records {
+		pending[name] = r.State == writing
+	}
+	all, err := filepath.Glob(filepath.Join(dir, releasesDir, "*"))
+	for _, file := range all {
+		if name, err := hex.DecodeString(filepath.Base(file)); err == nil {
+			if w, err := window(dir, string(name)); err == nil && w != records[string(name)].Window {
+				pending[string(name)] = true
+			}
+		}
+	}
+	return pending, err
 }
 
 // window is the release that lies there; "": there is none.
