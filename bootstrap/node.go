@@ -23,7 +23,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/kimage-project/kimage/pkg/ext4"
+	"github.com/kimage-project/kimage/pkg/parttable"
 )
 
 // Places on a node.
@@ -152,7 +152,8 @@ func findData() (dataDevice, error) {
 	if err != nil {
 		return dataDevice{}, err
 	}
-	if name, err := partitionName(uevent); err != nil {
+	disk := filepath.Base(filepath.Dir(sys))
+	if name, err := partitionName(uevent, disk); err != nil {
 		return dataDevice{}, err
 	} else if name != partition {
 		return dataDevice{}, fmt.Errorf("what is mounted on %s is not the partition %s", Data, partition)
@@ -161,25 +162,34 @@ func findData() (dataDevice, error) {
 	if err != nil {
 		return dataDevice{}, fmt.Errorf("%s/uevent: %w", sys, err)
 	}
-	return dataDevice{partition: uevent["DEVNAME"], disk: filepath.Base(filepath.Dir(sys)), number: n}, nil
+	return dataDevice{partition: uevent["DEVNAME"], disk: disk, number: n}, nil
 }
 
-// partitionName is the name that the partition has in its table, or where tables have no
-// names (MBR) the label of its ext4.
-func partitionName(uevent map[string]string) (string, error) {
+// partitionName is the name that the partition has in its disk's table, or where tables have
+// no names (MBR) the label of its ext4.
+func partitionName(uevent map[string]string, disk string) (string, error) {
 	if name := uevent["PARTNAME"]; name != "" {
 		return name, nil
 	}
-	device, err := os.Open("/dev/" + uevent["DEVNAME"])
+	size, err := diskBytes(disk)
 	if err != nil {
 		return "", err
 	}
-	defer device.Close()
-	sb, err := ext4.ReadSuperblock(device, 0)
+	f, err := os.Open("/dev/" + disk)
 	if err != nil {
-		return "", fmt.Errorf("%s: %w", device.Name(), err)
+		return "", err
 	}
-	return sb.Label, nil
+	defer f.Close()
+	table, err := parttable.Read(f, size)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	for _, p := range table.Partitions {
+		if table.Scheme == parttable.MBR && strconv.Itoa(p.Number) == uevent["PARTN"] {
+			return p.Name, nil
+		}
+	}
+	return "", nil
 }
 
 // readPairs reads lines of NAME=value.

@@ -244,6 +244,9 @@ func (b *Builder) Build(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := b.pinTools(ctx); err != nil {
+		return nil, err
+	}
 	if b.lock.changed {
 		b.report.Logf("%s pins what went in", b.config.Lock)
 	}
@@ -328,9 +331,6 @@ func (b *Builder) inputs(ctx context.Context) (base, *components.Set, error) {
 		return base{}, nil, err
 	}
 	b.lock.vouched(b.componentsKey(), set.Images)
-	if err := b.pinTools(ctx); err != nil {
-		return base{}, nil, err
-	}
 	if err := b.lock.save(); err != nil {
 		return base{}, nil, err
 	}
@@ -338,20 +338,24 @@ func (b *Builder) inputs(ctx context.Context) (base, *components.Set, error) {
 }
 
 // pinTools pins what makes bytes of the inputs: kimage, which packs, and e2fsprogs, which
-// decide where a file system has its files.
+// decide where a file system has its files. They are those of the computer that bakes: a
+// lock that another one wrote says nothing of them yet.
 func (b *Builder) pinTools(ctx context.Context) error {
 	e2fsprogs, err := ext4.Version(ctx)
 	if err != nil {
 		return err
 	}
 	tools := map[string]string{"kimage": Version, "e2fsprogs": e2fsprogs}
+	if others := b.lock.otherTools(tools); len(others) > 0 {
+		b.report.Logf("%s: the image may have other bytes than where %s was written", strings.Join(others, ", "), b.lock.file)
+	}
+	if b.lock.mode == LockFixed {
+		return nil
+	}
 	if err := b.lock.do(pinTools(tools)); err != nil {
 		return err
 	}
-	if others := b.lock.otherTools(tools); len(others) > 0 {
-		b.report.Logf("%s: the image will not have the bytes that it has where %s was written", strings.Join(others, ", "), b.lock.file)
-	}
-	return nil
+	return b.lock.save()
 }
 
 func (b *Builder) componentsKey() string { return lockKey(b.config.Kubernetes, b.config.Arch) }

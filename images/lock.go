@@ -73,6 +73,9 @@ const MirrorStages = 3
 
 // Lock finds everything that an image is made from and pins it.
 func (b *Builder) Lock(ctx context.Context) (changed bool, err error) {
+	if err := b.lock.do(forgetTools); err != nil {
+		return false, err
+	}
 	_, _, err = b.inputs(ctx)
 	return b.lock.changed, err
 }
@@ -286,6 +289,15 @@ func pinTools(tools map[string]string) step {
 		}
 		return added, nil
 	}
+}
+
+// forgetTools is for a lock that is made anew: the next bake says what it was done with.
+func forgetTools(k *Lock, replace bool) (added []string, err error) {
+	if !replace || len(k.Tools) == 0 {
+		return nil, nil
+	}
+	k.Tools = nil
+	return []string{"tools"}, nil
 }
 
 // otherTools says which versions of tools are not those that are pinned.

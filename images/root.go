@@ -35,6 +35,12 @@ func (b *Builder) findRoot(ctx context.Context, file string) (*parttable.Table, 
 	if err != nil {
 		return nil, parttable.Partition{}, fmt.Errorf("the base: %w: is it a disk image of %s, complete?", err, b.os.Title)
 	}
+	if p, ok := table.FindName(kimageName); ok {
+		return nil, parttable.Partition{}, fmt.Errorf("the base is itself an image of kimage (partition %d is %s): bake onto what it was made from", p.Number, kimageName)
+	}
+	if len(table.Partitions) == table.Entries {
+		return nil, parttable.Partition{}, fmt.Errorf("the base has an %s with %d partitions, which has no room for another: take an image of %s with a GPT", table.Scheme, table.Entries, b.os.Title)
+	}
 	if name := b.os.Disk.USR; name != "" {
 		if _, ok := table.FindName(name); !ok {
 			return nil, parttable.Partition{}, b.noRoot(table, "no partition "+name)

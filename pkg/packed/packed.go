@@ -143,7 +143,7 @@ func InOrder(ctx context.Context, disk *os.File, size int64, pack func([]byte) (
 			case <-ctx.Done():
 				return
 			}
-			if packed := zeros[c.SizeBytes]; c.Data == nil && packed != nil {
+			if packed, ok := zeros[c.SizeBytes]; c.Data == nil && ok {
 				c.out <- packed
 				continue
 			}

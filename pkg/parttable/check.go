@@ -26,7 +26,7 @@ func Check(r io.ReaderAt, sizeBytes int64) error {
 			wrong = append(wrong, fmt.Errorf("%s: %w", c.what, err))
 		}
 	}
-	if len(wrong) == 2 && errors.Is(wrong[0], ErrNone) && errors.Is(wrong[1], ErrNone) {
+	if len(wrong) > 0 && errors.Is(wrong[0], ErrNone) && !hasProtective(r) {
 		return checkMBR(r, sizeBytes)
 	}
 	if len(wrong) == 0 {
@@ -65,16 +65,21 @@ func compareCopies(r io.ReaderAt, last uint64) error {
 
 // checkProtective finds the entry that keeps systems which know no GPT away.
 func checkProtective(r io.ReaderAt) error {
-	b := make([]byte, SectorBytes)
-	if _, err := r.ReadAt(b, 0); err != nil {
-		return fmt.Errorf("reading sector 0: %w", err)
+	if !hasProtective(r) {
+		return errors.New("sector 0 has no protective entry")
 	}
-	if b[510] == 0x55 && b[511] == 0xAA {
-		for e := 446; e < 510; e += 16 {
-			if b[e+4] == 0xEE {
-				return nil
-			}
+	return nil
+}
+
+func hasProtective(r io.ReaderAt) bool {
+	b := make([]byte, SectorBytes)
+	if _, err := r.ReadAt(b, 0); err != nil || b[510] != 0x55 || b[511] != 0xAA {
+		return false
+	}
+	for e := 446; e < 510; e += 16 {
+		if b[e+4] == protective {
+			return true
 		}
 	}
-	return errors.New("sector 0 has no protective entry")
+	return false
 }

@@ -84,6 +84,50 @@ func TestMBR(t *testing.T) {
 	}
 }
 
+// TestStaleGPT: an MBR counts although an older GPT's copy is left at the disk's end, as for
+// the kernel.
+func TestStaleGPT(t *testing.T) {
+	const size = 16 << 20
+	f := disk(t, size)
+	vendorLike(t, f, size)
+	f.WriteAt(make([]byte, 34*SectorBytes), 0)
+	sfdisk(t, f, "label: dos\nstart=2048, size=2048, type=83\n")
+	tab, err := Read(f, size)
+	if err != nil || tab.Scheme != MBR || len(tab.Partitions) != 1 {
+		t.Errorf("%+v, %v", tab, err)
+	}
+	if err := Check(f, size); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestExtended: an extended partition is kept, and nothing is put into it.
+func TestExtended(t *testing.T) {
+	const size = 64 << 20
+	f := disk(t, size)
+	sfdisk(t, f, "label: dos\nstart=2048, size=2048, type=83\nstart=8192, size=65536, type=5\nstart=10240, size=2048, type=83\n")
+	before := sfdisk(t, f, "")
+	tab, err := Read(f, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tab.Add(Partition{Name: "KIMAGE", TypeGUID: tab.LinuxType(), FirstLBA: 20480, LastLBA: 30000}); err == nil {
+		t.Error("KIMAGE lies inside of the extended partition")
+	}
+	if _, err := tab.Add(Partition{Name: "KIMAGE", TypeGUID: tab.LinuxType(), FirstLBA: tab.LastLBA() + 1, LastLBA: 131071}); err != nil {
+		t.Fatal(err)
+	}
+	if err := tab.Write(f, size); err != nil {
+		t.Fatal(err)
+	}
+	after := sfdisk(t, f, "")
+	for line := range strings.Lines(before) {
+		if !strings.Contains(after, line) {
+			t.Errorf("gone is %s", line)
+		}
+	}
+}
+
 // TestMBRRefuses what is none, and what cannot be added.
 func TestMBRRefuses(t *testing.T) {
 	const size = 16 << 20

@@ -83,7 +83,10 @@ func Read(r io.ReaderAt, sizeBytes int64) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	return t, t.check(sizeBytes)
+	if err := t.check(sizeBytes); err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
 func readGPT(r io.ReaderAt, sizeBytes int64) (*Table, error) {

@@ -36,6 +36,9 @@ func validate(r io.ReaderAt, sizeBytes int64) (entries int, fromBackup bool, err
 	if primary == nil {
 		return n, false, nil
 	}
+	if errors.Is(primary, ErrNone) && !hasProtective(r) { // what is at the end is of an older table
+		return 0, false, ErrNone
+	}
 	n, backup := validateAt(r, last, last)
 	if backup == nil {
 		return n, true, nil
