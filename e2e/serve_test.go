@@ -94,7 +94,17 @@ spec:
 func (r *room) dnsmasq() {
 	r.t.Helper()
 	need.Program(r.t, "dnsmasq", "dnsmasq-base")
-	cmd := r.inside(context.Background(), "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root", "--interface=br0", "--bind-interfaces", "--port=0",
+	// On another computer: it has another one's network.
+	other := r.ns + "-dhcp"
+	need.Judge(r.t, "ip", "netns", "add", other)
+	r.t.Cleanup(func() { need.Judge(r.t, "ip", "netns", "del", other) })
+	script := "ip link add dhcp0 type veth peer name eth0 netns " + other + "; ip link set dhcp0 master br0 up"
+	if out, err := r.inside(r.t.Context(), "sh", "-ec", script).CombinedOutput(); err != nil {
+		r.t.Fatalf("%v\n%s", err, out)
+	}
+	need.Judge(r.t, "ip", "-n", other, "addr", "add", "192.168.77.2/24", "dev", "eth0")
+	need.Judge(r.t, "ip", "-n", other, "link", "set", "eth0", "up")
+	cmd := exec.Command("ip", "netns", "exec", other, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root", "--interface=eth0", "--bind-interfaces", "--port=0",
 		"--dhcp-leasefile="+filepath.Join(r.dir, "dnsmasq.leases"), "--dhcp-range=192.168.77.0,static", "--dhcp-host=52:54:00:17:08:01,192.168.77.101", "--log-dhcp", "--log-facility=-")
 	cmd.Stdout, cmd.Stderr = r, r
 	if err := cmd.Start(); err != nil {

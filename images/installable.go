@@ -11,11 +11,12 @@ import (
 // Installable is what an installation over the network needs of a baked image besides its
 // bytes: the kernel that writes it is its own.
 type Installable struct {
-	OS        string
-	ImageID   string
-	DiskBytes int64
-	Root      ext4.Volume // its root file system
-	Partition int         // the number of the root
+	OS, Arch                     string
+	Kubernetes, Runtime, Network string
+	ImageID                      string
+	DiskBytes                    int64
+	Root                         ext4.Volume // its root file system
+	Partition                    int         // the number of the root
 }
 
 // OpenInstallable reads the raw image in file.
@@ -52,7 +53,7 @@ func OpenInstallable(ctx context.Context, file string) (*Installable, error) {
 		if found, err := root.Stat(ctx, []string{rootImageID}); err != nil {
 			return nil, err
 		} else if len(found) > 0 {
-			return &Installable{OS: m.OS, ImageID: m.ImageID, DiskBytes: d.sizeBytes, Root: root, Partition: p.Number}, nil
+			return &Installable{OS: m.OS, Arch: m.Arch, Kubernetes: m.Kubernetes, Runtime: m.Runtime, Network: m.Network, ImageID: m.ImageID, DiskBytes: d.sizeBytes, Root: root, Partition: p.Number}, nil
 		}
 	}
 	return nil, fmt.Errorf("%s: the root of %s is no file system that kimage can put a machine's config into", file, m.OS)

@@ -41,7 +41,8 @@ var signatures = []signature{
 	{"VMFS", 0x100000, "\x0d\xd0\x01\xc0"},
 	{"FAT", 0x52, "FAT32   "}, {"FAT", 0x36, "FAT12   "}, {"FAT", 0x36, "FAT16   "},
 	{"exFAT", 3, "EXFAT   "},
-	{"NTFS", 3, "NTFS    "},
+	{"NTFS", 3, "NTFS    "}, {"BitLocker", 3, "-FVE-FS-"},
+	{"Oracle ASM", 0x20, "ORCLDISK"}, {"OCFS2", 0x800, "OCFSV2"}, {"NILFS2", 0x406, "\x34\x34"}, {"HFS+", 0x400, "H+"},
 	{"ISO 9660", 0x8001, "CD001"},
 	{"APFS", 0x20, "NXSB"},
 	{"swap", 0xff6, "SWAPSPACE2"}, {"swap", 0x1ff6, "SWAPSPACE2"}, {"swap", 0x3ff6, "SWAPSPACE2"}, {"swap", 0xfff6, "SWAPSPACE2"},
@@ -77,7 +78,27 @@ func content(disk io.ReaderAt, sizeBytes int64) (content, what string, table *pa
 	if what, err = superblock(disk, sizeBytes); err != nil || what != "" {
 		return install.Other, what, table, err
 	}
+	if table == nil {
+		what, err = remains(disk, sizeBytes)
+	}
+	if err != nil || what != "" {
+		return install.Other, what, table, err
+	}
 	return install.Empty, "", table, nil
+}
+
+// remains are what is left of a table or a system that nothing can be read of; empty: nothing.
+func remains(disk io.ReaderAt, sizeBytes int64) (string, error) {
+	for _, s := range []signature{{"the second copy of a GPT", sizeBytes - 512, "EFI PART"}, {"a boot sector, and nothing behind it that is known", 510, "\x55\xaa"}} {
+		b := make([]byte, len(s.magic))
+		if _, err := disk.ReadAt(b, s.offset); err != nil && err != io.EOF {
+			return "", fmt.Errorf("reading byte %d: %w", s.offset, err)
+		}
+		if string(b) == s.magic {
+			return s.what, nil
+		}
+	}
+	return "", nil
 }
 
 func tableText(t *parttable.Table) string {

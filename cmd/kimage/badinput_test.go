@@ -131,7 +131,7 @@ func damagedBase(t *testing.T, f fixture, damage string) string {
 func TestBadBase(t *testing.T) {
 	f := fixtures(t)
 	for damage, want := range map[string][]string{
-		"no table":       {"no GUID partition table", "complete?"},
+		"no table":       {"no partition table", "complete?"},
 		"truncated":      {"truncated"},
 		"short":          {"too short"},
 		"no root":        {"no ext4 root", "Debian 13"},

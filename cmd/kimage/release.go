@@ -1,7 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,6 +34,11 @@ func serveDir(file string) (dir string, served bool, err error) {
 
 // releaseMachine lets kimage serve install a machine once more.
 func releaseMachine(cmd *cobra.Command, u *upFlags, dir, name string, yes bool) error {
+	for _, flag := range []string{"image", "timeout"} {
+		if cmd.Flags().Changed(flag) {
+			return fmt.Errorf("--%s is for machines of kimage up: kimage serve writes the image that it was started with", flag)
+		}
+	}
 	f, err := readCluster(cmd, u.file)
 	if err != nil {
 		return err
@@ -42,25 +50,32 @@ func releaseMachine(cmd *cobra.Command, u *upFlags, dir, name string, yes bool) 
 			at = i
 		}
 	}
-	if known, err := metal.Known(dir, name); err != nil {
-		return err
-	} else if at < 0 && !(known && strings.Contains(name, "/")) { // machines of pools are POOL/MAC
+	if at < 0 && !ofPool(f, name) {
 		return nearest.Unknown("machine", name, names)
 	}
 	if at >= 0 && f.Nodes[at].Has(cluster.RoleEtcd) && !yes {
-		if err := survives(cmd, u, f, name); err != nil {
+		if err := survives(cmd, u, f, dir, name); err != nil {
 			return fmt.Errorf("%s is not released: %w (--yes does it all the same)", name, err)
 		}
 	}
-	if err := metal.Release(dir, name); err != nil {
+	if err := metal.Release(dir, name); errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: it belongs to whoever runs kimage serve", err)
+	} else if err != nil {
 		return err
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "%s is released: it is installed once more when it next boots from the network\n", name)
 	return nil
 }
 
+// ofPool says whether a name is that of a pool's machine: POOL/MAC.
+func ofPool(f *cluster.File, name string) bool {
+	pool, mac, _ := strings.Cut(name, "/")
+	_, err := net.ParseMAC(mac)
+	return err == nil && slices.ContainsFunc(f.Pools, func(t cluster.Target) bool { return t.Name == pool })
+}
+
 // survives says whether the etcd members are a quorum without one, by their agents' word.
-func survives(cmd *cobra.Command, u *upFlags, f *cluster.File, without string) error {
+func survives(cmd *cobra.Command, u *upFlags, f *cluster.File, dir, without string) error {
 	members := 0
 	for _, t := range f.Nodes {
 		if t.Has(cluster.RoleEtcd) {
@@ -78,14 +93,18 @@ func survives(cmd *cobra.Command, u *upFlags, f *cluster.File, without string) e
 	if err != nil {
 		return fmt.Errorf("nobody says whether etcd has a quorum without it: %w", err)
 	}
+	pending, err := metal.Pending(dir)
+	if err != nil {
+		return err
+	}
 	ready := 0
 	for _, l := range lines {
-		if l.Name != without && slices.Contains(l.Roles, cluster.RoleEtcd) && l.Phase == local.PhaseReady {
+		if l.Name != without && !pending[l.Name] && slices.Contains(l.Roles, cluster.RoleEtcd) && l.Phase == local.PhaseReady {
 			ready++
 		}
 	}
 	if quorum := members/2 + 1; ready < quorum {
-		return fmt.Errorf("%d of the other etcd members are ready, and %d are a quorum (kimage status)", ready, quorum)
+		return fmt.Errorf("%d of the other etcd members are ready and not about to be installed again, and %d are a quorum (kimage status)", ready, quorum)
 	}
 	return nil
 }

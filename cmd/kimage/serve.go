@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -46,8 +47,9 @@ func newServe() *cobra.Command {
 		Short: "Install machines that boot from the network",
 		Long: `Answers machines that boot from the network, by BIOS or UEFI: those of the cluster
 file, by MAC address, UUID or serial number, get the image written to their disk and
-their config into it, boot from it, and join. Beside a DHCP server that is there
-already it only says what to boot; with --dhcp-range it gives addresses as well.
+their config into it, boot from it, and join. Beside a DHCP server on another computer
+it only says what to boot; with --dhcp-range it gives addresses as well, to machines of
+the cluster file their own, for good.
 
 A machine whose disk holds kimage's data boots that disk, whatever its firmware tries
 first, until kimage replace NAME releases it to be installed once more. Other people's
@@ -55,8 +57,8 @@ data is never written over unless the cluster file says so (machine.disks.instal
 
 Ports: UDP 67, 69 and 4011 (root), and TCP --port, which also shows this table as a page.
 What machines are told travels unencrypted: the network has to be trusted while they
-are installed. A machine's config is given only to its hardware address, and only
-during its installation.`,
+are installed. A machine's config is given only during its installation, and only to
+the hardware address that the cluster file says (match: {mac}).`,
 		Example: `  kimage serve --interface eth1
   kimage serve --interface eth1 --dhcp-range 172.17.8.200-172.17.8.250`,
 		Args: cobra.NoArgs,
@@ -80,16 +82,23 @@ during its installation.`,
 // served is the cluster whose machines are installed.
 type served struct {
 	*board
+	cmd    *cobra.Command
 	flags  *serveFlags
 	dir    string // NAME.serve, beside the cluster file
-	state  *state.Store
-	server atomic.Pointer[metal.Server] // nil: there is no image yet
+	uid    string
+	is     *images.Installable
+	remote atomic.Pointer[remoteCluster] // nil: nobody can be asked
+	server atomic.Pointer[metal.Server]  // nil: there is no image yet
 }
 
 func (f *serveFlags) run(cmd *cobra.Command) error {
 	if f.network == "" {
 		return fmt.Errorf("say which network the machines are on: --interface %s", strings.Join(interfaces(), " or "))
 	}
+	if f.port < 1 || f.port > 65535 {
+		return fmt.Errorf("--port %d: give a TCP port, 1 to 65535", f.port)
+	}
+	seen, _ := os.Stat(f.file) // before it is read, so that no edit is missed
 	file, err := readCluster(cmd, f.file)
 	if err != nil {
 		return err
@@ -101,7 +110,10 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 	if err := f.addresses(file, &boot); err != nil {
 		return err
 	}
-	if err := doctor.Check(doctor.Bake); err != nil {
+	if f.image == "" {
+		err = doctor.Check(doctor.Bake)
+	}
+	if err != nil {
 		return err
 	}
 	dir, err := filepath.Abs(file.Stem() + ".serve")
@@ -113,19 +125,9 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer release()
-	st, err := state.Open(openState(cmd, file, f.identity))
-	if err != nil {
-		return err
-	}
-	defer st.Close()
-	if err := st.Ensure(); err != nil {
-		return err
-	}
-	if err := st.Save(); err != nil {
-		return err
-	}
-	d := &served{board: newBoard(cmd.ErrOrStderr()), flags: f, dir: dir, state: st}
-	return d.run(cmd.Context(), file, boot)
+	d := &served{board: newBoard(cmd.ErrOrStderr()), cmd: cmd, flags: f, dir: dir}
+	defer d.end()
+	return d.run(cmd.Context(), file, seen, boot)
 }
 
 // interfaces are those of this computer that have an address which others can reach.
@@ -139,7 +141,7 @@ func interfaces() (names []string) {
 	return names
 }
 
-// addresses reads what DHCP is to give: machines that are known by name get their own.
+// addresses reads what DHCP is to give: machines that are known by their card get their own.
 func (f *serveFlags) addresses(file *cluster.File, c *netboot.Config) (err error) {
 	if f.dhcpRange == "" {
 		if f.router+f.dns != "" {
@@ -164,15 +166,22 @@ func (f *serveFlags) addresses(file *cluster.File, c *netboot.Config) (err error
 			c.DNS = []netip.Addr{a}
 		}
 	}
+	subnet, err := netboot.Address(f.network)
+	if err != nil {
+		return err
+	}
 	c.Static = map[[6]byte]netip.Addr{}
 	for _, t := range file.Nodes {
-		mac, err := net.ParseMAC(t.Match.MAC)
-		if err != nil {
-			continue // it is not known by its card
-		}
 		for _, text := range t.Addresses {
-			if a, err := netip.ParseAddr(text); err == nil && a.Is4() {
+			a, err := netip.ParseAddr(text)
+			if err != nil || !subnet.Contains(a) {
+				continue // of a network that DHCP here is not about
+			}
+			c.Reserved = append(c.Reserved, a)
+			if mac, err := net.ParseMAC(t.Match.MAC); err == nil {
 				c.Static[[6]byte(mac)] = a
+			} else if t.Match != (cluster.Match{}) {
+				return fmt.Errorf("--dhcp-range: %s has to have %s, and DHCP knows machines by their card: give it match: {mac}", t.Name, a)
 			}
 		}
 	}
@@ -195,12 +204,20 @@ func claimServe(dir string) (release func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-func (d *served) run(ctx context.Context, file *cluster.File, boot netboot.Config) error {
+func (d *served) run(ctx context.Context, file *cluster.File, seen os.FileInfo, boot netboot.Config) error {
+	// What can be refused is refused before an image is baked.
 	machines, pool, err := d.machines(file)
 	if err != nil {
 		return err
 	}
-	// What can be refused is refused before an image is baked.
+	configs, err := d.secrets(file)
+	if err != nil {
+		return err
+	}
+	agent, err := d.agent()
+	if err != nil {
+		return err
+	}
 	firmwares, err := netboot.FindFirmwares(d.flags.ipxe)
 	if err != nil {
 		return err
@@ -213,42 +230,80 @@ func (d *served) run(ctx context.Context, file *cluster.File, boot netboot.Confi
 	}
 	url := "http://" + net.JoinHostPort(listening.Address().Addr().String(), strconv.Itoa(d.flags.port))
 	web, err := net.Listen("tcp", strings.TrimPrefix(url, "http://"))
-	if err != nil {
+	if errors.Is(err, syscall.EADDRINUSE) {
 		return fmt.Errorf("%w: another program has the port: choose one with --port", err)
 	}
+	if err != nil {
+		return err
+	}
 	defer web.Close()
-	image, place, err := d.image(ctx, file)
+	image, place, err := d.image(ctx, file, agent)
 	if err != nil {
 		return err
 	}
-	configs, err := d.configs(file)
-	if err != nil {
-		return err
-	}
-	server, err := metal.New(metal.Config{Dir: d.dir, URL: url, ClusterUID: d.state.UID, Machines: machines, Pool: pool, Image: image, SeedTo: place,
+	server, err := metal.New(metal.Config{Dir: d.dir, URL: url, ClusterUID: d.uid, Machines: machines, Pool: pool, Image: image, SeedTo: place,
 		Seed: func(_ context.Context, m metal.Machine) ([]byte, error) { return configs.of(m) }, Firmware: firmwares, Logf: d.logf})
 	if err != nil {
 		return err
 	}
 	d.server.Store(server)
+	lines := server.Lines
+	d.lines.Store(&lines)
 	d.logf("%d machines; image %s; %s shows how far they are; Ctrl-C ends", len(machines), image.ID, url)
 	group, until := errgroup.WithContext(ctx)
 	group.Go(func() error { return listening.Run(until) })
 	group.Go(func() error { return d.web(until, web) })
-	group.Go(func() error { return d.watch(until, configs) })
-	group.Go(func() error { return d.phases(until, file) })
-	group.Go(func() error { return d.show(until, server.Lines) })
+	group.Go(func() error { return d.watch(until, seen, configs) })
+	group.Go(func() error { return d.phases(until) })
 	if err := group.Wait(); ctx.Err() == nil {
 		return err
 	}
 	return nil // Ctrl-C
 }
 
+// secrets opens the cluster's secrets, makes what is missing, and gives them back: other
+// commands want them too. It returns what machines are told at first boot.
+func (d *served) secrets(f *cluster.File) (*configs, error) {
+	c := openState(d.cmd, f, d.flags.identity)
+	c.Logf = d.logf
+	s, err := state.Open(c)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	if err := s.Ensure(); err != nil {
+		return nil, err
+	}
+	g, err := generator(f, s, "metal")
+	if err != nil {
+		return nil, err
+	}
+	all, err := g.All()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Save(); err != nil {
+		return nil, err
+	}
+	d.uid = s.UID
+	if r, err := remoteOf(f, s); err == nil {
+		d.remote.Store(r)
+	} else {
+		d.logf("%v: how far machines are is known up to their installation", err)
+	}
+	made := &configs{by: map[string]ignition.Machine{}}
+	for _, m := range all {
+		made.by[m.Dir] = m
+	}
+	return made, nil
+}
+
 // loader is what a machine's firmware or iPXE is told to boot. Asked before there is
 // anything to boot, it is told nothing.
 func (d *served) loader(firmwares *netboot.Firmwares, c netboot.Client) (string, bool) {
+	const archARM64, archHTTPARM64 = 11, 19 // what is installed is for amd64
 	server := d.server.Load()
-	if server == nil || !server.Meets(c.MAC.String(), c.UUID) {
+	if server == nil || c.Arch == archARM64 || c.Arch == archHTTPARM64 || !server.Meets(c.MAC.String(), c.UUID) {
 		return "", false
 	}
 	if c.IPXE {
@@ -263,7 +318,7 @@ func (d *served) loader(firmwares *netboot.Firmwares, c netboot.Client) (string,
 
 // web serves until ctx ends.
 func (d *served) web(ctx context.Context, l net.Listener) error {
-	h := &http.Server{Handler: d.server.Load().Handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	h := &http.Server{Handler: d.server.Load().Handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: log.New(lineWriter(d.logf), "", 0)}
 	stop := context.AfterFunc(ctx, func() { h.Close() })
 	defer stop()
 	if err := h.Serve(l); ctx.Err() == nil {
@@ -272,7 +327,15 @@ func (d *served) web(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// machines are those of the cluster file that a network boot can tell apart.
+// lineWriter tells what is written to it.
+type lineWriter func(string, ...any)
+
+func (w lineWriter) Write(b []byte) (int, error) {
+	w("%s", strings.TrimSpace(string(b)))
+	return len(b), nil
+}
+
+// machines are those of the cluster file, and what unknown ones become.
 func (d *served) machines(f *cluster.File) (all []metal.Machine, pool *metal.Machine, err error) {
 	var pools, nameless []string
 	for _, t := range f.Targets() {
@@ -283,10 +346,12 @@ func (d *served) machines(f *cluster.File) (all []metal.Machine, pool *metal.Mac
 				m.Pool = t.Name
 				pool = &m
 			}
-		case t.Match == cluster.Match{}:
-			nameless = append(nameless, t.Name)
 		default:
-			all = append(all, m)
+			if all = append(all, m); t.Match == (cluster.Match{}) {
+				nameless = append(nameless, t.Name)
+			} else if t.Match.MAC == "" && (t.Has(cluster.RoleEtcd) || t.Has(cluster.RoleMaster)) {
+				d.logf("warning: whoever says the UUID or serial number of %s first gets its keys: give match: {mac}", t.Name)
+			}
 		}
 	}
 	if len(nameless) > 0 {
@@ -298,15 +363,14 @@ func (d *served) machines(f *cluster.File) (all []metal.Machine, pool *metal.Mac
 	if d.flags.pool != "" && pool == nil {
 		return nil, nil, nearest.Unknown("pool", d.flags.pool, pools)
 	}
-	if len(all) == 0 && pool == nil {
+	if len(all) == len(nameless) && pool == nil {
 		return nil, nil, fmt.Errorf("%s names no machine that could be told from others: give its nodes match: {mac}", f.Path)
 	}
 	return all, pool, nil
 }
 
 // watch takes over what changes in the cluster file.
-func (d *served) watch(ctx context.Context, configs *configs) error {
-	last, _ := os.Stat(d.flags.file)
+func (d *served) watch(ctx context.Context, last os.FileInfo, configs *configs) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -322,7 +386,7 @@ func (d *served) watch(ctx context.Context, configs *configs) error {
 			d.logf("%s has changed, and is not taken: %s", d.flags.file, strings.ReplaceAll(err.Error(), "\n", "; "))
 			continue
 		}
-		d.logf("%s has changed", d.flags.file)
+		d.logf("%s has changed; addresses that DHCP gives follow when kimage serve starts again", d.flags.file)
 	}
 }
 
@@ -331,11 +395,14 @@ func (d *served) reload(c *configs) error {
 	if err != nil {
 		return err
 	}
+	if err := fits(d.is, f); err != nil {
+		return fmt.Errorf("%w: start kimage serve again", err)
+	}
 	machines, pool, err := d.machines(f)
 	if err != nil {
 		return err
 	}
-	now, err := d.configs(f)
+	now, err := d.secrets(f)
 	if err != nil {
 		return err
 	}
@@ -345,60 +412,70 @@ func (d *served) reload(c *configs) error {
 }
 
 // phases asks the cluster how far its machines are once they are installed.
-func (d *served) phases(ctx context.Context, f *cluster.File) error {
-	r, err := remoteOf(f, d.state)
-	if err != nil {
-		d.logf("%v: how far machines are is known up to their installation", err)
-		<-ctx.Done()
-		return nil
-	}
+func (d *served) phases(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(10 * time.Second):
 		}
-		h := r.ask(ctx)
-		for key, said := range h.newest {
-			if said.Report != nil && !said.Silent && key[0] == "" {
-				d.server.Load().Heard(key[1], said.Report.Phase, map[bool]string{true: said.Report.Why}[said.Report.Phase != local.PhaseReady])
+		r := d.remote.Load()
+		if r == nil {
+			continue
+		}
+		for key, said := range r.ask(ctx).newest {
+			if said.Report == nil || key[0] != "" { // a pool's machine has given itself a name
+				continue
 			}
+			phase, why := said.Report.Phase, said.Report.Why
+			if phase == local.PhaseReady {
+				why = ""
+			}
+			if said.Silent {
+				phase, why = "silent", fmt.Sprintf("the masters have not heard of it since %s, when it was %s", said.Heard.UTC().Format(time.DateTime), said.Report.Phase)
+			}
+			d.server.Load().Heard(key[1], phase, why, said.Report.Since)
 		}
 	}
 }
 
+// fits says whether an image is what the cluster file wants.
+func fits(is *images.Installable, f *cluster.File) error {
+	spec := f.Cluster.Spec
+	for _, x := range []struct{ what, has, wants string }{{"system", is.OS, f.OS.Name}, {"Kubernetes", is.Kubernetes, spec.Kubernetes}, {"runtime", is.Runtime, spec.Runtime}, {"network plugin", is.Network, spec.Network.Plugin}, {"architecture", is.Arch, "amd64"}} {
+		if x.has != x.wants {
+			return fmt.Errorf("the image has the %s %s, and %s is wanted (%s)", x.what, x.has, x.wants, f.Path)
+		}
+	}
+	return nil
+}
+
 // image is what is written, and where a machine's config goes in it.
-func (d *served) image(ctx context.Context, f *cluster.File) (image metal.Image, place install.Place, err error) {
+func (d *served) image(ctx context.Context, f *cluster.File, agent []byte) (image metal.Image, place install.Place, err error) {
 	file := d.flags.image
 	if file == "" {
 		if file, err = (&localCluster{local.Set{Dir: d.dir}, d.flags.file}).bake(ctx, f, "metal", "raw"); err != nil {
 			return image, place, err
 		}
 	}
-	is, err := images.OpenInstallable(ctx, file)
-	if err != nil {
+	if d.is, err = images.OpenInstallable(ctx, file); err != nil {
 		return image, place, err
 	}
-	if is.OS != f.OS.Name {
-		return image, place, fmt.Errorf("%s is %s, and %s wants %s", file, is.OS, f.Path, f.OS.Name)
+	if err := fits(d.is, f); err != nil {
+		return image, place, fmt.Errorf("%s: %w", file, err)
 	}
-	image, err = packImage(ctx, progress.New(os.Stderr, 0), d.dir, file, is, d.flags.agent)
-	return image, install.Place{Partition: is.Partition, Type: "ext4", Directory: "var/lib/cloud/seed/nocloud"}, err
+	image, err = packImage(ctx, progress.New(os.Stderr, 0), d.dir, file, d.is, agent)
+	return image, install.Place{Partition: d.is.Partition, Type: "ext4", Directory: "var/lib/cloud/seed/nocloud"}, err
 }
 
-// configs are what machines are told at first boot.
-func (d *served) configs(f *cluster.File) (*configs, error) {
-	g, err := generator(f, d.state, "metal")
+// agent is the program that installs.
+func (d *served) agent() ([]byte, error) {
+	if d.flags.agent != "" {
+		return os.ReadFile(d.flags.agent)
+	}
+	program, err := agents.ReadFile("agent/kimage-agent-amd64")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("this kimage was built without its agent: name one by --agent: %w", err)
 	}
-	all, err := g.All()
-	if err != nil {
-		return nil, err
-	}
-	c := &configs{by: map[string]ignition.Machine{}}
-	for _, m := range all {
-		c.by[m.Dir] = m
-	}
-	return c, nil
+	return program, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -64,19 +65,47 @@ k8s-02   -            -                  -      never heard of
 	if got := machineTable(lines, now); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
+	all := func() []metal.Line { return lines }
 	var out strings.Builder
-	b := &board{out: &out, width: 30, lines: func() []metal.Line { return lines }}
-	b.logf("one")
-	b.logf("two")
-	if got := out.String(); strings.Count(got, "\x1b[3A\r\x1b[J") != 1 || strings.Count(got, "k8s-01   etcd,master  52:54:0\n") != 2 || strings.Count(got, "  two\n") != 1 {
+	b := &board{out: &out, width: 30, height: 24}
+	b.lines.Store(&all)
+	b.draw("one\n")
+	b.draw("two\n")
+	if got := out.String(); strings.Count(got, "\x1b[3A\r\x1b[J") != 1 || strings.Count(got, "k8s-01   etcd,master  52:54:0\n") != 2 || strings.Count(got, "two\n") != 1 {
 		t.Errorf("%q", got)
 	}
 	out.Reset()
-	b = newBoard(&out)
-	b.lines = func() []metal.Line { return lines }
-	if b.logf("one"); !strings.HasSuffix(out.String(), "  one\n") || strings.Contains(out.String(), "\x1b") {
-		t.Errorf("where no terminal is: %q", out.String())
+	b.height, b.drawn = 4, 0
+	if b.draw(""); !strings.HasSuffix(out.String(), "MACHINE  ROLES        MAC    \n... and 2 more\n") {
+		t.Errorf("on a small terminal: %q", out.String())
 	}
+	out.Reset()
+	b = newBoard(&out)
+	b.lines.Store(&all)
+	b.logf("one")
+	b.end()
+	if got := out.String(); !strings.HasSuffix(got, "  one\n") || strings.Contains(got, "\x1b") {
+		t.Errorf("where no terminal is: %q", got)
+	}
+	// A server whose lock is held may tell something, and a terminal may stand still.
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	b = newBoard(w)
+	server, err := metal.New(metal.Config{Dir: t.TempDir(), Logf: b.logf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := server.Lines
+	b.lines.Store(&told)
+	b.width, b.height = 30, 24
+	for i := range 5000 {
+		server.Meets(fmt.Sprintf("02:00:00:00:%02x:%02x", i>>8, i&255), "")
+	}
+	w.Close()
+	b.end()
 }
 
 // TestRelease: kimage replace of a machine that kimage serve installs.

@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -19,6 +18,7 @@ import (
 	"github.com/kimage-project/kimage/images"
 	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/initrd"
+	"github.com/kimage-project/kimage/pkg/install"
 	"github.com/kimage-project/kimage/pkg/install/pack"
 	"github.com/kimage-project/kimage/pkg/metal"
 	"github.com/kimage-project/kimage/pkg/progress"
@@ -64,7 +64,7 @@ func (c *configs) of(m metal.Machine) ([]byte, error) {
 
 // packImage makes what machines fetch of a baked image, once: its files are named by the
 // image's ID.
-func packImage(ctx context.Context, report *progress.Reporter, dir, file string, is *images.Installable, agent string) (m metal.Image, err error) {
+func packImage(ctx context.Context, report *progress.Reporter, dir, file string, is *images.Installable, agent []byte) (m metal.Image, err error) {
 	in := func(name string) string { return filepath.Join(dir, "images", is.ImageID+name) }
 	m = metal.Image{ID: is.ImageID, DiskBytes: is.DiskBytes, Frames: in(".frames"), Kernel: in(".kernel"), Initrd: in(".initrd")}
 	if err := os.MkdirAll(filepath.Join(dir, "images"), 0o755); err != nil {
@@ -75,15 +75,25 @@ func packImage(ctx context.Context, report *progress.Reporter, dir, file string,
 	}
 	index := in(".index")
 	data, err := os.ReadFile(index)
-	if errors.Is(err, fs.ErrNotExist) { // written last
-		data, err = packFrames(ctx, report, m.Frames, index, file)
-	}
-	if err != nil {
-		return m, err
+	if err != nil || !packedWhole(data, m) { // the index is written last
+		if data, err = packFrames(ctx, report, m.Frames, index, file); err != nil {
+			return m, err
+		}
 	}
 	sum := sha256.Sum256(data)
 	m.Index, m.SHA256 = data, hex.EncodeToString(sum[:])
 	return m, nil
+}
+
+// packedWhole says whether an index is that of the frames which are there.
+func packedWhole(index []byte, m metal.Image) bool {
+	sum := sha256.Sum256(index)
+	x, err := install.DecodeIndex(index, hex.EncodeToString(sum[:]))
+	if err != nil || x.DiskBytes != m.DiskBytes {
+		return false
+	}
+	fi, err := os.Stat(m.Frames)
+	return err == nil && fi.Size() == x.PackedBytes()
 }
 
 // packFrames writes an image's frames and their index.
@@ -119,18 +129,8 @@ func packFrames(ctx context.Context, report *progress.Reporter, frames, index, f
 }
 
 // installer writes the kernel and the initramfs that machines install themselves by.
-func installer(ctx context.Context, m *metal.Image, file, agent string) error {
-	var program []byte
-	var err error
-	if agent != "" {
-		program, err = os.ReadFile(agent)
-	} else {
-		program, err = agents.ReadFile("agent/kimage-agent-amd64")
-	}
-	if err != nil {
-		return fmt.Errorf("this kimage was built without its agent (name one by --agent): %w", err)
-	}
-	b, err := initrd.Make(ctx, file, program)
+func installer(ctx context.Context, m *metal.Image, file string, agent []byte) error {
+	b, err := initrd.Make(ctx, file, agent)
 	if err != nil {
 		return err
 	}

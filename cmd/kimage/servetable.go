@@ -2,12 +2,12 @@ package main
 
 import (
 	"bytes"
-	"context"
+	"cmp"
 	"fmt"
 	"io"
 	"os"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"text/tabwriter"
 	"time"
 
@@ -17,74 +17,84 @@ import (
 )
 
 // board is what kimage serve shows: lines of what happens, and below them on a terminal a
-// table of all machines that is redrawn in place.
+// table of all machines that is redrawn in place. Nobody who tells something waits for the
+// terminal: machines would wait as well.
 type board struct {
-	mu    sync.Mutex
-	out   io.Writer
-	width int // of the terminal; 0: it is none
-	lines func() []metal.Line
-	drawn int
+	out           io.Writer
+	width, height int // of the terminal; 0: it is none
+	said          chan string
+	lines         atomic.Pointer[func() []metal.Line] // nil: there is no table yet
+	ended         chan struct{}
+	drawn         int
 }
 
 func newBoard(out io.Writer) *board {
-	b := &board{out: out}
+	b := &board{out: out, said: make(chan string, 1000), ended: make(chan struct{})}
 	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		b.width = 80
+		b.width, b.height = 80, 24
 	}
+	go b.show()
 	return b
 }
 
 // logf tells what happened.
 func (b *board) logf(format string, args ...any) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	fmt.Fprintf(b.out, "%s%s  %s\n", b.erased(), time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
-	b.draw()
-}
-
-// erased is what takes the table away.
-func (b *board) erased() string {
-	if b.drawn == 0 {
-		return ""
+	select {
+	case b.said <- time.Now().Format(time.TimeOnly) + "  " + fmt.Sprintf(format, args...):
+	default: // a terminal that stands still
 	}
-	return fmt.Sprintf("\x1b[%dA\r\x1b[J", b.drawn)
 }
 
-// show redraws the table every second until ctx ends.
-func (b *board) show(ctx context.Context, lines func() []metal.Line) error {
-	b.mu.Lock()
-	b.lines = lines
-	b.mu.Unlock()
+// end shows what is left.
+func (b *board) end() {
+	close(b.said)
+	<-b.ended
+}
+
+func (b *board) show() {
+	defer close(b.ended)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
 	for {
-		b.mu.Lock()
-		io.WriteString(b.out, b.erased())
-		b.draw()
-		b.mu.Unlock()
 		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(time.Second):
+		case line, ok := <-b.said:
+			if !ok {
+				return
+			}
+			b.draw(line + "\n")
+		case <-tick.C:
+			b.draw("")
 		}
 	}
 }
 
-// draw writes the table; b.mu is held, and the one before is erased.
-func (b *board) draw() {
-	b.drawn = 0
-	if b.width == 0 || b.lines == nil {
+// draw writes text in place of the table, and the table anew.
+func (b *board) draw(text string) {
+	lines := b.lines.Load()
+	if b.width == 0 || lines == nil {
+		io.WriteString(b.out, text)
 		return
 	}
 	if f, ok := b.out.(*os.File); ok {
-		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width >= 20 {
-			b.width = width
+		if width, height, err := term.GetSize(int(f.Fd())); err == nil && width >= 20 {
+			b.width, b.height = width, height
 		}
 	}
-	table := machineTable(b.lines(), time.Now())
-	for line := range strings.Lines(table) {
-		text := []rune(strings.TrimRight(line, "\n"))
-		fmt.Fprintf(b.out, "%s\n", string(text[:min(len(text), b.width-1)]))
-		b.drawn++
+	var out strings.Builder
+	if b.drawn > 0 {
+		fmt.Fprintf(&out, "\x1b[%dA\r\x1b[J", b.drawn)
 	}
+	out.WriteString(text)
+	table := strings.Split(strings.TrimSuffix(machineTable((*lines)(), time.Now()), "\n"), "\n")
+	if most := max(b.height-2, 2); len(table) > most { // what has left the screen cannot be redrawn
+		table = append(table[:most-1], fmt.Sprintf("... and %d more", len(table)-most+1))
+	}
+	for _, line := range table {
+		line := []rune(line)
+		fmt.Fprintf(&out, "%s\n", string(line[:min(len(line), b.width-1)]))
+	}
+	b.drawn = len(table)
+	io.WriteString(b.out, out.String())
 }
 
 // machineTable is how far all machines are.
@@ -97,15 +107,8 @@ func machineTable(lines []metal.Line, now time.Time) string {
 		if !l.Since.IsZero() {
 			since = now.Sub(l.Since).Round(time.Second).String()
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", l.Name, orDash(strings.Join(l.Roles, ",")), orDash(l.MAC), since, l.Text())
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", l.Name, cmp.Or(strings.Join(l.Roles, ","), "-"), cmp.Or(l.MAC, "-"), since, l.Text())
 	}
 	w.Flush()
 	return text.String()
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
 }

@@ -106,10 +106,19 @@ func (s *Server) Update(machines []Machine, pool *Machine) {
 func (s *Server) URL() string { return s.config.URL }
 
 // Heard takes what a machine's agent says of itself, once it is installed.
-func (s *Server) Heard(name, phase, why string) {
+// since is that of the phase: a report of the machine that was there before counts no more.
+func (s *Server) Heard(name, phase, why string, since time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.records[name]; r.State == installed {
+	r := s.records[name]
+	if r.State == writing && since.After(r.Since) { // that it was installed was not heard
+		r.State, r.Since = installed, s.config.Now()
+		if err := s.remember(name, r); err != nil {
+			s.note(name, true, r.MAC, "failed", err.Error())
+			return
+		}
+	}
+	if r.State == installed {
 		s.note(name, true, r.MAC, phase, why)
 	}
 }

@@ -74,13 +74,6 @@ func Release(dir, name string) error {
 	return atomicfile.Write(releaseFile(dir, name), []byte(rand.Text()), 0o644)
 }
 
-// Known says whether a server remembers a machine of that name.
-func Known(dir, name string) (bool, error) {
-	records, err := load(dir)
-	_, known := records[name]
-	return known, err
-}
-
 // Pending are the machines whose disk is being written, or will be.
 func Pending(dir string) (map[string]bool, error) {
 	records, err := load(dir)

@@ -3,6 +3,7 @@ package netboot
 import (
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 )
@@ -70,6 +71,9 @@ func (s *Server) note(m *dhcpv4.DHCPv4, err error) {
 	}
 }
 
+// forGood is no end (RFC 2132, 9.2; RFC 2131, 3.3).
+const forGood = (1<<32 - 1) * time.Second
+
 // give is an answer with an address and what belongs to it; a zero: the machine has one.
 func (s *Server) give(m *dhcpv4.DHCPv4, kind dhcpv4.MessageType, a netip.Addr) *dhcpv4.DHCPv4 {
 	r := s.respond(m, kind)
@@ -78,7 +82,11 @@ func (s *Server) give(m *dhcpv4.DHCPv4, kind dhcpv4.MessageType, a netip.Addr) *
 	}
 	if a.IsValid() {
 		r.YourIPAddr = a.AsSlice()
-		r.UpdateOption(dhcpv4.OptIPAddressLeaseTime(s.leases.time))
+		span := s.leases.time
+		if s.cfg.Static[[6]byte(m.ClientHWAddr)] == a { // it keeps it when this server is gone
+			span = forGood
+		}
+		r.UpdateOption(dhcpv4.OptIPAddressLeaseTime(span))
 	}
 	r.UpdateOption(dhcpv4.OptSubnetMask(net.CIDRMask(s.subnet.Bits(), 32)))
 	r.UpdateOption(dhcpv4.OptBroadcastAddress(last(s.subnet).AsSlice()))

@@ -101,6 +101,9 @@ func openLeases(cfg Config, subnet netip.Prefix) (*leases, error) {
 		}
 		l.never[a] = true
 	}
+	for _, a := range cfg.Reserved {
+		l.never[a] = true
+	}
 	return l, l.read()
 }
 

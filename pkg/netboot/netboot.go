@@ -52,9 +52,11 @@ type Config struct {
 
 	Range  Range                  // of addresses to give out; with neither it nor Static, another DHCP server gives them
 	Static map[[6]byte]netip.Addr // by the card's address; none of them goes to another card
-	Router netip.Addr             // zero: none
-	DNS    []netip.Addr           // empty: none
-	Lease  time.Duration          // zero: a day
+	// Reserved are not given to anybody but by Static.
+	Reserved []netip.Addr
+	Router   netip.Addr    // zero: none
+	DNS      []netip.Addr  // empty: none
+	Lease    time.Duration // zero: a day
 	// LeaseFile keeps who has which address over a restart. Needed with Range.
 	LeaseFile string
 	// AllowOther serves addresses even if another DHCP server answers on the wire.

@@ -3,6 +3,7 @@ package netboot
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -151,17 +152,23 @@ func (h *host) udp(address string) *net.UDPConn {
 	}
 	done := make(chan result)
 	go func() {
-		runtime.LockOSThread() // which ends with this function, and is not used again
-		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", h.pid))
+		// The thread comes back: were it to end, so would the programs that were started from it (Pdeathsig).
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		var c *net.UDPConn
+		own, err := os.Open("/proc/thread-self/ns/net")
 		if err == nil {
-			defer f.Close()
-			err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET)
+			defer own.Close()
+			var f *os.File
+			if f, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", h.pid)); err == nil {
+				defer f.Close()
+				err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET)
+			}
 		}
-		if err != nil {
-			done <- result{nil, err}
-			return
+		if err == nil {
+			c, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(address)})
+			err = errors.Join(err, unix.Setns(int(own.Fd()), unix.CLONE_NEWNET))
 		}
-		c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(address)})
 		done <- result{c, err}
 	}()
 	r := <-done
