@@ -90,6 +90,21 @@ func TestForeign(t *testing.T) {
 	}
 }
 
+// TestZerosOnce: chunks of zeros are packed once, also where nothing comes of them.
+func TestZerosOnce(t *testing.T) {
+	const size = 50 * ChunkBytes
+	f, err := os.Create(filepath.Join(t.TempDir(), "empty"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	calls := 0
+	err = InOrder(t.Context(), f, size, func([]byte) ([]byte, error) { calls++; return nil, nil }, func(Chunk, []byte) error { return nil })
+	if err != nil || calls != 1 {
+		t.Errorf("packed %d times, %v", calls, err)
+	}
+}
+
 type full struct{}
 
 var errFull = errors.New("the disk is full")

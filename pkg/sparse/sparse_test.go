@@ -2,6 +2,7 @@ package sparse
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -28,6 +29,47 @@ func holed(t *testing.T, size int64, at ...int64) *os.File {
 		}
 	}
 	return f
+}
+
+// TestCopyFile: the first bytes of a file, its holes, in the same file system and another,
+// where the kernel may not copy.
+func TestCopyFile(t *testing.T) {
+	src := holed(t, 60<<20, 0, 5<<20+13, 40<<20-2, 60<<20-4)
+	other, err := os.CreateTemp("/dev/shm", "kimage")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(other.Name())
+	defer other.Close()
+	whole, err := os.ReadFile(src.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dst := range []*os.File{holed(t, 0), other} {
+		const size = 50<<20 + 7
+		done := int64(0)
+		if err := CopyFile(t.Context(), dst, src, size, func(n int64) { done += n }); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(dst.Name())
+		if err != nil || !bytes.Equal(got, whole[:size]) {
+			t.Errorf("%s differs (%v)", dst.Name(), err)
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(int(dst.Fd()), &st); err != nil || st.Blocks*512 > 1<<20 || done == 0 || done > 1<<20 {
+			t.Errorf("%s takes %d bytes, of %d that were copied (%v)", dst.Name(), st.Blocks*512, done, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := CopyFile(ctx, holed(t, 0), src, 60<<20, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	closed := holed(t, 0)
+	closed.Close()
+	if err := CopyFile(t.Context(), closed, src, 60<<20, nil); err == nil {
+		t.Error("a closed file took it")
+	}
 }
 
 func TestCopy(t *testing.T) {

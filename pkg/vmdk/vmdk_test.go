@@ -2,9 +2,12 @@ package vmdk
 
 import (
 	"bytes"
+	"compress/zlib"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -84,11 +87,55 @@ func TestForeign(t *testing.T) {
 			if info.VirtualSize != tt.capacity || info.Specific.Data.CreateType != "streamOptimized" || info.Specific.Data.CID != 0x6b696d67 {
 				t.Errorf("%+v", info)
 			}
+			if tt.capacity <= 200<<20+512 {
+				want, err := os.ReadFile(raw.Name())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(stream(t, seen[0].Bytes(), tt.capacity), want) {
+					t.Error("who reads it from its start to its end finds another disk")
+				}
+			}
 			if n := seen[0].Len(); n > 300<<10*(len(tt.data)+1)+256<<10 {
 				t.Errorf("%d bytes for %d of data", n, 300<<10*len(tt.data))
 			}
 		})
 	}
+}
+
+// stream reads a VMDK as importers do, which cannot seek: by its markers alone.
+func stream(t *testing.T, b []byte, capacity int64) []byte {
+	t.Helper()
+	le := binary.LittleEndian
+	disk := make([]byte, (capacity+grainBytes-1)/grainBytes*grainBytes)
+	last, at := int64(-1), overheadSectors*sectorBytes
+	for {
+		value, size, kind := le.Uint64(b[at:]), int(le.Uint32(b[at+8:])), le.Uint32(b[at+12:])
+		if size == 0 {
+			at += sectorBytes * (1 + int(value))
+			if kind == markerEnd {
+				break
+			}
+			continue
+		}
+		place := int64(value) * sectorBytes
+		if place <= last || place%grainBytes != 0 {
+			t.Fatalf("a grain of byte %d follows that of byte %d", place, last)
+		}
+		last = place
+		r, err := zlib.NewReader(bytes.NewReader(b[at+markerBytes : at+markerBytes+size]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := io.ReadFull(r, disk[place:place+grainBytes]); err != nil {
+			t.Fatalf("the grain of byte %d has %d bytes: %v", place, n, err)
+		}
+		at += markerBytes + size + padding(markerBytes+size)
+	}
+	if at != len(b) {
+		t.Errorf("it ends at byte %d of %d", at, len(b))
+	}
+	return disk[:capacity]
 }
 
 type full struct{}
