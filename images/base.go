@@ -339,7 +339,8 @@ func toRaw(ctx context.Context, f *os.File, raw, scratch string) error {
 	if f == out {
 		return out.Truncate(size)
 	}
-	return sparse.CopyFile(ctx, out, f, size, nil)
+	_, err = sparse.Copy(ctx, out, f, size, nil, nil) // zeros that were written become holes
+	return err
 }
 
 // untar returns the disk in r: disk.raw, if r is a tar, as Compute Engine's images are,
