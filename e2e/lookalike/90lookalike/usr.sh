@@ -22,6 +22,7 @@ veritysetup open --hash-offset="$offset" "$device" usr "$device" "$hash"
 mount -t btrfs -o ro /dev/mapper/usr /sysroot/usr
 if [ "$etc" = overlay ]; then
 	mount -t overlay -o lowerdir=/sysroot/usr/share/flatcar/etc,upperdir=/sysroot/etc,workdir=/sysroot/.etc-work,redirect_dir=on overlay /sysroot/etc
+	ln -sf /dev/null /sysroot/etc/systemd/system/systemd-confext.service # what has this overlay has no such extension
 	exit
 fi
 mkdir -p /sysroot/var/lib/extensions.mutable
