@@ -147,12 +147,12 @@ func TestOwner(t *testing.T) {
 	}
 	out, err := exec.Command("losetup", "--find", "--show", "--partscan", f.Name()).CombinedOutput()
 	if err != nil {
-		need.Missing(t, "no loop device: "+string(out))
+		t.Skip("this kernel gives no loop device: " + string(out))
 	}
 	loop := strings.TrimSpace(string(out))
 	defer exec.Command("losetup", "-d", loop).Run()
 	if _, err := os.Stat(loop + "p1"); err != nil {
-		need.Missing(t, "no devices of partitions of loop devices")
+		t.Skip("this kernel shows no partitions of loop devices")
 	}
 	d, err := describeDisk("/sys", "/dev", filepath.Base(loop))
 	if err != nil || d.Content != install.Kimage || d.Cluster != "c-1" || d.Node != "n-1" || d.What != "" || d.SizeBytes != testBytes || d.SectorBytes != 512 {
