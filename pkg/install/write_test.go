@@ -447,7 +447,7 @@ func attach(t *testing.T, file, sector string) string {
 	t.Helper()
 	out, err := exec.Command("losetup", "--find", "--show", "--partscan", "--sector-size", sector, file).CombinedOutput()
 	if err != nil {
-		t.Skip("this kernel gives no loop device: " + string(out))
+		need.Missing(t, "no loop device: "+string(out))
 	}
 	loop := strings.TrimSpace(string(out))
 	t.Cleanup(func() { exec.Command("losetup", "-d", loop).Run() })

@@ -58,7 +58,7 @@ var roms = []rom{
 }
 
 // TestROMs: a machine that is switched on fetches a script over HTTP and obeys it, beside
-// a DHCP server and alone.
+// a DHCP server and alone. Two of them do for every day; make roms ($KIMAGE_ROMS) boots all.
 func TestROMs(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots firmware")
@@ -69,12 +69,9 @@ func TestROMs(t *testing.T) {
 				continue
 			}
 			name := r.name + map[bool]string{false: " beside dnsmasq", true: " alone"}[alone]
-			t.Run(name, func(t *testing.T) {
-				if os.Getenv("KIMAGE_ROMS") == "" && name != "BIOS virtio beside dnsmasq" && name != "UEFI PXE alone" {
-					t.Skip("asked for by make roms")
-				}
-				bootROM(t, r, alone)
-			})
+			if os.Getenv("KIMAGE_ROMS") != "" || name == "BIOS virtio beside dnsmasq" || name == "UEFI PXE alone" {
+				t.Run(name, func(t *testing.T) { bootROM(t, r, alone) })
+			}
 		}
 	}
 }
