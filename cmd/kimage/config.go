@@ -84,7 +84,7 @@ removed and made again, byte for byte.`,
 				return err
 			}
 			if fresh {
-				fmt.Fprintf(cmd.ErrOrStderr(), "made the secrets of cluster %s: back up %s (there is nothing else to back up), commit %s.state\n", s.Public.Name, s.Dir(), f.Stem())
+				fmt.Fprintln(cmd.ErrOrStderr(), madeSecrets(s, f))
 			}
 			if asJSON {
 				return writeJSON(cmd, map[string]any{"apiVersion": cluster.APIVersion, "directory": output, "machines": len(machines), "changes": changes})
@@ -101,6 +101,11 @@ removed and made again, byte for byte.`,
 	fl.StringVar(&platform, "for", "", "platform whose size limit counts: "+strings.Join(ignition.Platforms(), ", ")+" (default: spec.platform)")
 	fl.BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+// madeSecrets says what was made, and what to do with it.
+func madeSecrets(s *state.Store, f *cluster.File) string {
+	return fmt.Sprintf("made the secrets of cluster %s: back up %s (there is nothing else to back up), commit %s.state", s.Public.Name, s.Dir(), f.Stem())
 }
 
 // generator joins the cluster file with the facts of its operating system.

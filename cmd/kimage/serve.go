@@ -86,9 +86,9 @@ type served struct {
 	flags  *serveFlags
 	dir    string // NAME.serve, beside the cluster file
 	uid    string
-	is     *images.Installable
+	is     *images.Installable           // what is written
 	remote atomic.Pointer[remoteCluster] // nil: nobody can be asked
-	server atomic.Pointer[metal.Server]  // nil: there is no image yet
+	server *metal.Server
 }
 
 func (f *serveFlags) run(cmd *cobra.Command) error {
@@ -116,18 +116,75 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	firmwares, err := netboot.FindFirmwares(f.ipxe)
+	if err != nil {
+		return err
+	}
 	dir, err := filepath.Abs(file.Stem() + ".serve")
 	if err != nil {
 		return err
 	}
+	d := &served{board: newBoard(cmd.ErrOrStderr()), cmd: cmd, flags: f, dir: dir}
+	defer d.end()
+	// What can be refused is refused before anything is made.
+	machines, pool, err := d.machines(file)
+	if err != nil {
+		return err
+	}
+	agent, err := d.agent()
+	if err != nil {
+		return err
+	}
+	if f.image != "" {
+		if err := d.open(cmd.Context(), f.image, file); err != nil {
+			return err
+		}
+	}
+	boot.Files, boot.LeaseFile, boot.Logf = firmwares, filepath.Join(dir, "leases.json"), d.logf
+	boot.Boot = func(c netboot.Client) (string, bool) { return d.loader(firmwares, c) }
+	listening, err := netboot.New(boot)
+	if err != nil {
+		return err
+	}
+	url := "http://" + net.JoinHostPort(listening.Address().Addr().String(), strconv.Itoa(f.port))
+	web, err := net.Listen("tcp", strings.TrimPrefix(url, "http://"))
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%w: another program has the port: choose one with --port", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer web.Close()
 	release, err := claimServe(dir)
 	if err != nil {
 		return err
 	}
 	defer release()
-	d := &served{board: newBoard(cmd.ErrOrStderr()), cmd: cmd, flags: f, dir: dir}
-	defer d.end()
-	return d.run(cmd.Context(), file, seen, boot)
+	configs, err := d.secrets(file)
+	if err != nil {
+		return err
+	}
+	image, place, err := d.image(cmd.Context(), file, agent)
+	if err != nil {
+		return err
+	}
+	d.server, err = metal.New(metal.Config{Dir: dir, URL: url, ClusterUID: d.uid, Machines: machines, Pool: pool, Image: image, SeedTo: place,
+		Seed: func(_ context.Context, m metal.Machine) ([]byte, error) { return configs.of(m) }, Firmware: firmwares, Logf: d.logf})
+	if err != nil {
+		return err
+	}
+	lines := d.server.Lines
+	d.lines.Store(&lines)
+	d.logf("%d machines; image %s; %s shows how far they are; Ctrl-C ends", len(machines), image.ID, url)
+	group, until := errgroup.WithContext(cmd.Context())
+	group.Go(func() error { return listening.Run(until) })
+	group.Go(func() error { return d.web(until, web) })
+	group.Go(func() error { return d.watch(until, seen, configs) })
+	group.Go(func() error { return d.phases(until) })
+	if err := group.Wait(); cmd.Context().Err() == nil {
+		return err
+	}
+	return nil // Ctrl-C
 }
 
 // interfaces are those of this computer that have an address which others can reach.
@@ -204,63 +261,6 @@ func claimServe(dir string) (release func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-func (d *served) run(ctx context.Context, file *cluster.File, seen os.FileInfo, boot netboot.Config) error {
-	// What can be refused is refused before an image is baked.
-	machines, pool, err := d.machines(file)
-	if err != nil {
-		return err
-	}
-	configs, err := d.secrets(file)
-	if err != nil {
-		return err
-	}
-	agent, err := d.agent()
-	if err != nil {
-		return err
-	}
-	firmwares, err := netboot.FindFirmwares(d.flags.ipxe)
-	if err != nil {
-		return err
-	}
-	boot.Files, boot.LeaseFile, boot.Logf = firmwares, filepath.Join(d.dir, "leases.json"), d.logf
-	boot.Boot = func(c netboot.Client) (string, bool) { return d.loader(firmwares, c) }
-	listening, err := netboot.New(boot)
-	if err != nil {
-		return err
-	}
-	url := "http://" + net.JoinHostPort(listening.Address().Addr().String(), strconv.Itoa(d.flags.port))
-	web, err := net.Listen("tcp", strings.TrimPrefix(url, "http://"))
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("%w: another program has the port: choose one with --port", err)
-	}
-	if err != nil {
-		return err
-	}
-	defer web.Close()
-	image, place, err := d.image(ctx, file, agent)
-	if err != nil {
-		return err
-	}
-	server, err := metal.New(metal.Config{Dir: d.dir, URL: url, ClusterUID: d.uid, Machines: machines, Pool: pool, Image: image, SeedTo: place,
-		Seed: func(_ context.Context, m metal.Machine) ([]byte, error) { return configs.of(m) }, Firmware: firmwares, Logf: d.logf})
-	if err != nil {
-		return err
-	}
-	d.server.Store(server)
-	lines := server.Lines
-	d.lines.Store(&lines)
-	d.logf("%d machines; image %s; %s shows how far they are; Ctrl-C ends", len(machines), image.ID, url)
-	group, until := errgroup.WithContext(ctx)
-	group.Go(func() error { return listening.Run(until) })
-	group.Go(func() error { return d.web(until, web) })
-	group.Go(func() error { return d.watch(until, seen, configs) })
-	group.Go(func() error { return d.phases(until) })
-	if err := group.Wait(); ctx.Err() == nil {
-		return err
-	}
-	return nil // Ctrl-C
-}
-
 // secrets opens the cluster's secrets, makes what is missing, and gives them back: other
 // commands want them too. It returns what machines are told at first boot.
 func (d *served) secrets(f *cluster.File) (*configs, error) {
@@ -282,8 +282,12 @@ func (d *served) secrets(f *cluster.File) (*configs, error) {
 	if err != nil {
 		return nil, err
 	}
+	fresh := s.Fresh()
 	if err := s.Save(); err != nil {
 		return nil, err
+	}
+	if fresh {
+		d.logf("%s", madeSecrets(s, f))
 	}
 	d.uid = s.UID
 	if r, err := remoteOf(f, s); err == nil {
@@ -298,27 +302,25 @@ func (d *served) secrets(f *cluster.File) (*configs, error) {
 	return made, nil
 }
 
-// loader is what a machine's firmware or iPXE is told to boot. Asked before there is
-// anything to boot, it is told nothing.
+// loader is what a machine's firmware or iPXE is told to boot.
 func (d *served) loader(firmwares *netboot.Firmwares, c netboot.Client) (string, bool) {
 	const archARM64, archHTTPARM64 = 11, 19 // what is installed is for amd64
-	server := d.server.Load()
-	if server == nil || c.Arch == archARM64 || c.Arch == archHTTPARM64 || !server.Meets(c.MAC.String(), c.UUID) {
+	if c.Arch == archARM64 || c.Arch == archHTTPARM64 || !d.server.Meets(c.MAC.String(), c.UUID) {
 		return "", false
 	}
 	if c.IPXE {
-		return server.URL() + "/ipxe", true
+		return d.server.URL() + "/ipxe", true
 	}
 	name, ok := firmwares.For(c)
 	if ok && c.Firmware == netboot.HTTP {
-		name = server.URL() + metal.FirmwarePath + name
+		name = d.server.URL() + metal.FirmwarePath + name
 	}
 	return name, ok
 }
 
 // web serves until ctx ends.
 func (d *served) web(ctx context.Context, l net.Listener) error {
-	h := &http.Server{Handler: d.server.Load().Handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: log.New(lineWriter(d.logf), "", 0)}
+	h := &http.Server{Handler: d.server.Handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: log.New(lineWriter(d.logf), "", 0)}
 	stop := context.AfterFunc(ctx, func() { h.Close() })
 	defer stop()
 	if err := h.Serve(l); ctx.Err() == nil {
@@ -407,7 +409,7 @@ func (d *served) reload(c *configs) error {
 		return err
 	}
 	c.replace(now)
-	d.server.Load().Update(machines, pool)
+	d.server.Update(machines, pool)
 	return nil
 }
 
@@ -434,7 +436,7 @@ func (d *served) phases(ctx context.Context) error {
 			if said.Silent {
 				phase, why = "silent", fmt.Sprintf("the masters have not heard of it since %s, when it was %s", said.Heard.UTC().Format(time.DateTime), said.Report.Phase)
 			}
-			d.server.Load().Heard(key[1], phase, why, said.Report.Since)
+			d.server.Heard(key[1], phase, why, said.Report.Since)
 		}
 	}
 }
@@ -457,15 +459,23 @@ func (d *served) image(ctx context.Context, f *cluster.File, agent []byte) (imag
 		if file, err = (&localCluster{local.Set{Dir: d.dir}, d.flags.file}).bake(ctx, f, "metal", "raw"); err != nil {
 			return image, place, err
 		}
-	}
-	if d.is, err = images.OpenInstallable(ctx, file); err != nil {
-		return image, place, err
-	}
-	if err := fits(d.is, f); err != nil {
-		return image, place, fmt.Errorf("%s: %w", file, err)
+		if err := d.open(ctx, file, f); err != nil {
+			return image, place, err
+		}
 	}
 	image, err = packImage(ctx, progress.New(os.Stderr, 0), d.dir, file, d.is, agent)
 	return image, install.Place{Partition: d.is.Partition, Type: "ext4", Directory: "var/lib/cloud/seed/nocloud"}, err
+}
+
+// open reads an image, which has to be what the cluster file wants.
+func (d *served) open(ctx context.Context, file string, f *cluster.File) (err error) {
+	if d.is, err = images.OpenInstallable(ctx, file); err != nil {
+		return err
+	}
+	if err := fits(d.is, f); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	return nil
 }
 
 // agent is the program that installs.
