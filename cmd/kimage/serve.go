@@ -140,13 +140,11 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 			return err
 		}
 	}
-	boot.Files, boot.LeaseFile, boot.Logf = firmwares, filepath.Join(dir, "leases.json"), d.logf
-	boot.Boot = func(c netboot.Client) (string, bool) { return d.loader(firmwares, c) }
-	listening, err := netboot.New(boot)
+	subnet, err := netboot.Address(f.network)
 	if err != nil {
 		return err
 	}
-	url := "http://" + net.JoinHostPort(listening.Address().Addr().String(), strconv.Itoa(f.port))
+	url := "http://" + net.JoinHostPort(subnet.Addr().String(), strconv.Itoa(f.port))
 	web, err := net.Listen("tcp", strings.TrimPrefix(url, "http://"))
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return fmt.Errorf("%w: another program has the port: choose one with --port", err)
@@ -160,6 +158,12 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer release()
+	boot.Files, boot.LeaseFile, boot.Logf = firmwares, filepath.Join(dir, "leases.json"), d.logf
+	boot.Boot = func(c netboot.Client) (string, bool) { return d.loader(firmwares, c) }
+	listening, err := netboot.New(boot)
+	if err != nil {
+		return err
+	}
 	configs, err := d.secrets(file)
 	if err != nil {
 		return err
@@ -245,7 +249,8 @@ func (f *serveFlags) addresses(file *cluster.File, c *netboot.Config) (err error
 	return nil
 }
 
-// claimServe keeps a second server away.
+// claimServe keeps a second server away until release, which leaves no directory in which
+// there is nothing.
 func claimServe(dir string) (release func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -258,7 +263,12 @@ func claimServe(dir string) (release func(), err error) {
 		f.Close()
 		return nil, fmt.Errorf("%s: another kimage serve runs for this cluster file", dir)
 	}
-	return func() { f.Close() }, nil
+	return func() {
+		if all, err := os.ReadDir(dir); err == nil && len(all) == 1 {
+			os.RemoveAll(dir)
+		}
+		f.Close()
+	}, nil
 }
 
 // secrets opens the cluster's secrets, makes what is missing, and gives them back: other
