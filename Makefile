@@ -85,9 +85,11 @@ chaos: deps
 	$(STEPS) -chaos 200
 	$(CHAOS) -chaos 200
 
+# What led to a failure comes last: of the many schedules it is one.
 chaos-short: deps
 	$(STEPS) -chaos 12
-	$(CHAOS) -chaos 12
+	rm -f .chaos.log
+	KIMAGE_CHAOS_LOG=$(CURDIR)/.chaos.log $(CHAOS) -chaos 12 || { cut -c1-300 .chaos.log; exit 1; }
 
 e2e-all: deps build
 	KIMAGE_E2E_ALL=1 KIMAGE_E2E_MACHINES=8 KIMAGE_E2E_WINDOW=10m $(GO) test -tags e2e -count=1 -v -timeout 12h -run '$(RUN)' ./e2e

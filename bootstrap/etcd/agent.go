@@ -357,6 +357,7 @@ func (a *Agent) observe(ctx context.Context) (s State) {
 	if s.Facts.joining() && s.Running && a.etcd != nil {
 		if id, err := a.etcd.self(ctx); err == nil {
 			s.RunsAs = id
+			s.Facts.Data = a.member.observe().Facts.Data // it made it before it answered
 		}
 	}
 	a.proofs = unusableBy(s.Ended) != ""
@@ -412,6 +413,11 @@ func (a *Agent) apply(ctx context.Context, s State, act Action) error {
 	case TakeRoster:
 		return a.member.takeRoster(s, act.Roster)
 	case Renew:
+		// The data may have been removed below a running etcd. It would go on as a
+		// member that nobody can replace, since the others hear it.
+		if err := a.halt(ctx); err != nil {
+			return err
+		}
 		return a.member.renew(s)
 	case Hold:
 		return a.member.hold(s, act.Record)
@@ -425,7 +431,7 @@ func (a *Agent) apply(ctx context.Context, s State, act Action) error {
 	case Found:
 		return a.member.found(ctx, s, act.Record, a.make)
 	case SetAside:
-		if err := a.cfg.Halt(ctx); err != nil {
+		if err := a.halt(ctx); err != nil {
 			return err
 		}
 		return a.member.setAside(s)
@@ -436,6 +442,14 @@ func (a *Agent) apply(ctx context.Context, s State, act Action) error {
 		return a.cfg.Start(ctx, a.cfg.launch(s.Facts, s.Roster, a.peerURL(s)))
 	}
 	return fmt.Errorf("BUG: no way to do %q", act.Do)
+}
+
+// halt ends etcd, if it runs.
+func (a *Agent) halt(ctx context.Context) error {
+	if running, err := a.cfg.Running(ctx); err != nil || !running {
+		return err
+	}
+	return a.cfg.Halt(ctx)
 }
 
 // peerURL is where the own etcd listens: as the cluster knows it. One that left

@@ -29,6 +29,9 @@ func (c *chaos) members() (all []*chaosMachine) {
 func (c *chaos) whole() string {
 	members := c.members()
 	for _, m := range members {
+		if data, _ := filepath.Glob(filepath.Join(m.state(), dataDir, "*", "member")); len(data) == 0 {
+			return m.Name + " has no data" // and its agent may not have seen that yet
+		}
 		if said := m.said(); said != string(Keep)+": etcd runs" {
 			return m.Name + " says " + said
 		}

@@ -378,7 +378,17 @@ func (c *chaos) explain(seed uint64) {
 	if !c.t.Failed() {
 		return
 	}
-	c.t.Logf("again: make chaos SEED=%d\n%s", seed, strings.Join(c.log, "\n"))
+	why := fmt.Sprintf("again: make chaos SEED=%d\n%s", seed, strings.Join(c.log, "\n"))
+	c.t.Log(why)
+	for _, m := range c.machines {
+		log, _ := os.ReadFile(filepath.Join(m.Dir, "agent.log"))
+		why += fmt.Sprintf("\nagent of %s, which says last %s:\n%s", m.Name, m.said(), log)
+	}
+	if file := os.Getenv("KIMAGE_CHAOS_LOG"); file != "" {
+		if err := os.WriteFile(file, []byte(why), 0o644); err != nil {
+			c.t.Error(err)
+		}
+	}
 	for _, m := range c.machines {
 		for _, f := range []string{"agent.log", "etcd.log"} {
 			data, _ := os.ReadFile(filepath.Join(m.Dir, f))

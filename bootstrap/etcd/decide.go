@@ -149,6 +149,8 @@ func joining(s State) Action {
 		return Action{Do: SetAside, Why: fmt.Sprintf("etcd has joined as member %s, and was to be %s", s.RunsAs, pin.Member)}
 	case s.Running && s.Facts.Data && s.RunsAs != "":
 		return Action{Do: Joined, Why: "etcd has joined"}
+	case s.Running && s.RunsAs != "":
+		return Action{Do: SetAside, Why: "this machine's data is gone, and etcd runs: it comes back as another member"}
 	case s.Running:
 		return Action{Do: Wait, Why: "etcd joins"}
 	case s.Facts.Data:
@@ -186,6 +188,9 @@ func withoutData(s State) Action {
 	current := s.answers()
 	if a, done := joinFounded(s, current); done {
 		return a
+	}
+	if s.left() {
+		return Action{Do: Wait, Why: fmt.Sprintf("cluster %s went on without this machine, and nobody that answers has its data: switch on who has it, or make a new generation with kimage recover", s.Facts.Cluster.ID) + also(s)}
 	}
 	if gone := notMembers(s.Roster); len(gone) > 0 {
 		return Action{Do: Wait, Why: fmt.Sprintf("the founding members %s left the roster before etcd was founded: make a new generation with kimage recover", strings.Join(gone, ", "))}

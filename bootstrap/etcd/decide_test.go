@@ -48,6 +48,7 @@ func TestDecide(t *testing.T) {
 		unknown string
 		offer   *nodeconf.SignedRoster
 		running bool
+		runsAs  string
 		a, b, c Answer
 		do      Verb
 		record  *Record
@@ -87,6 +88,9 @@ func TestDecide(t *testing.T) {
 		{name: "data of an older generation", roster: next, facts: withData(r1, true), running: true, do: SetAside},
 		{name: "data of no recorded cluster", facts: Facts{Incarnation: Incarnation{ID: "b1"}, Data: true}, do: Stop, why: "another incarnation"},
 		{name: "data of another cluster than the record's", facts: func() Facts { f := withData(r1, true); f.Record = r2; return f }(), do: Stop, why: "would have founded another"},
+		{name: "all hold, and the cluster went on without this machine", facts: func() Facts { f := held(r1); f.Cluster = Cluster{ID: "1f", Generation: 1, Left: true}; return f }(), a: holds("a1", r1), c: holds("c1", r1), do: Wait, why: "cluster 1f went on"},
+		{name: "all hold, and a cluster of the older generation went on", roster: next, facts: func() Facts { f := held(r1); f.Cluster = Cluster{ID: "1f", Generation: 1, Left: true}; return f }(), do: Wait, why: "all founding members must answer once"},
+		{name: "the data of a member that joins was removed below its etcd", facts: Facts{Incarnation: Incarnation{ID: "b1", Started: true}, Cluster: Cluster{ID: "1f", Generation: 1, Incarnation: "b1", Member: "2", Joining: "a=https://10.0.0.1:2380"}}, running: true, runsAs: "2", do: SetAside, why: "data is gone"},
 		{name: "no member of the roster", self: "x", facts: Facts{Incarnation: Incarnation{ID: "x1"}}, a: holds("a1", r1), do: Wait, why: "can be switched off"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -94,7 +98,7 @@ func TestDecide(t *testing.T) {
 			if roster == 0 {
 				roster = now
 			}
-			st := State{Self: c.self, Unknown: c.unknown, Facts: c.facts, Roster: s.opened[roster], Digest: s.rosters[roster].Digest(), Offer: c.offer, Writes: 2, Running: c.running, Answers: map[string]Answer{}}
+			st := State{Self: c.self, Unknown: c.unknown, Facts: c.facts, Roster: s.opened[roster], Digest: s.rosters[roster].Digest(), Offer: c.offer, Writes: 2, Running: c.running, RunsAs: c.runsAs, Answers: map[string]Answer{}}
 			if st.Self == "" {
 				st.Self = "b"
 			}

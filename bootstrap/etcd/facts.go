@@ -42,6 +42,13 @@ type Cluster struct {
 	Member  string `json:"member"`            // etcd's ID of this member, in hexadecimal
 	Added   int64  `json:"added,omitempty"`   // the store's revision when it was added; 0: it founded
 	Joining string `json:"joining,omitempty"` // the members to join, NAME=URL,...; empty: its data was seen to be whole
+	Left    bool   `json:"left,omitempty"`    // its data was set aside: the cluster went on without it
+}
+
+// left says that a cluster of this generation has existed without this machine,
+// so that none may be founded, whoever answers.
+func (s State) left() bool {
+	return s.Facts.Cluster.Left && s.Facts.Cluster.Generation == s.Roster.Generation
 }
 
 // lost says that the incarnation's data was used and is gone.

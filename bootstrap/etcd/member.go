@@ -229,6 +229,11 @@ func (m *member) setAside(s State) error {
 		if !now.Facts.Data && !now.Facts.joining() {
 			return errMoved
 		}
+		to := now.Facts.Cluster
+		to.Left = true
+		if err := m.write(clusterFile, to); err != nil {
+			return err
+		}
 		own.Started = true // even if it was not: its name is not used again
 		own.Counter++
 		if err := m.write(incarnationFile, own); err != nil {
@@ -241,7 +246,6 @@ func (m *member) setAside(s State) error {
 		if err := m.disk.move(own.ID, asideHead+own.ID); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		to := now.Facts.Cluster
 		to.Joining = ""
 		return m.write(clusterFile, to)
 	})

@@ -72,6 +72,9 @@ func TestMutationsAreCaught(t *testing.T) {
 			{"repair.go", "m.Incarnation != \"\" && m.Incarnation == s.Facts.Incarnation.ID {", "m.Incarnation != \"\" {"},
 			{"repair.go", "Incarnation: m.Incarnation, Member: m.ID", "Incarnation: s.Facts.Incarnation.ID, Member: m.ID"},
 		}, "TestRepairSchedules", "S2: |member"},
+		{"etcd runs on after its data was removed", []edit{
+			{"agent.go", "		if err := a.halt(ctx); err != nil {\n			return err\n		}\n		return a.member.renew(s)", "		return a.member.renew(s)"},
+		}, "TestRepairSchedules", "L2-L4: "},
 		{"started as a new cluster", []edit{
 			{"launch.go", "\"--initial-cluster-state=existing\"", "\"--initial-cluster-state=new\""},
 		}, "TestSchedules", "as a new cluster"},

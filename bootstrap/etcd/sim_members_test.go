@@ -76,6 +76,15 @@ func (e *simMembers) self(context.Context) (string, error) {
 	return hexID(e.m.data.member), nil
 }
 
+// runs says whether the machine's etcd is the member id of a cluster.
+func (m *simMachine) runs(c *simCluster, id string) bool {
+	d := m.data
+	if m.ghost != nil {
+		d = m.ghost
+	}
+	return m.etcd && d != nil && hexID(d.member) == id && hexID(d.cluster) == c.id
+}
+
 func (e *simMembers) hears(context.Context) (map[string]bool, error) {
 	c, err := e.at()
 	if err != nil {
@@ -83,8 +92,10 @@ func (e *simMembers) hears(context.Context) (map[string]bool, error) {
 	}
 	all := map[string]bool{}
 	for _, m := range c.members() {
-		if o := e.s.holds(c, m.id); o != nil && o.etcd && !e.s.cut[e.m.name+o.name] && !e.s.cut[o.name+e.m.name] {
-			all[m.id] = true
+		for _, o := range e.s.machines {
+			if o.runs(c, m.id) && !e.s.cut[e.m.name+o.name] && !e.s.cut[o.name+e.m.name] {
+				all[m.id] = true
+			}
 		}
 	}
 	return all, nil
@@ -243,6 +254,6 @@ func (r *simRepair) join(s *sim, m *simMachine, l Launch) {
 	cluster, _ := strconv.ParseUint(c.id, 16, 64)
 	m.data = &simData{dir: l.Incarnation, member: id, cluster: cluster, generation: m.facts.Cluster.Generation}
 	s.hasData(m)
-	m.etcd = true
+	m.etcd, m.ghost = true, nil
 	s.used[id] = true
 }

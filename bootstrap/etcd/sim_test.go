@@ -32,7 +32,8 @@ type simMachine struct {
 	data      *simData
 	made      map[string]simData // half made data, by name
 	unmounted bool
-	etcd      bool // the process runs
+	etcd      bool     // the process runs
+	ghost     *simData // what it serves although the files were removed; nil: its data is there
 	agent     *Agent
 	life      int // of the agent
 	busy      bool
@@ -278,6 +279,9 @@ func (s *sim) start(m *simMachine, l Launch) {
 		s.repair.join(s, m, l)
 		return
 	}
+	if m.etcd {
+		return // systemd starts no unit twice
+	}
 	if m.data == nil || m.data.dir != l.Incarnation || !slices.Contains(l.Argv, "--initial-cluster-state=existing") {
 		s.fail("%s: etcd is started without data, or as a new cluster", m.name)
 		return
@@ -285,7 +289,7 @@ func (s *sim) start(m *simMachine, l Launch) {
 	if !m.facts.Incarnation.Started {
 		s.fail("%s: etcd runs, and the disk does not say so", m.name)
 	}
-	m.etcd = true
+	m.etcd, m.ghost = true, nil
 	s.used[m.data.member] = true
 }
 
