@@ -72,13 +72,14 @@ RUN ?= .
 integration: deps
 	$(GO) test -tags integration -count=1 -v -timeout 30m -run '$(RUN)' ./bootstrap/kube ./pkg/squashfs
 
-# How many machines one story may boot.
+# How many machines one story may boot. Stories that measure nothing go by twos: each
+# waits for much of its time.
 MACHINES ?= $(if $(CI),1,3)
 e2e: deps build
-	KIMAGE_E2E_MACHINES=$(MACHINES) $(GO) test -tags e2e -count=1 -v -timeout $$((20 + 60 * $(MACHINES)))m -run '$(RUN)' ./e2e
+	KIMAGE_E2E_MACHINES=$(MACHINES) $(GO) test -tags e2e -count=1 -v -parallel 2 -timeout $$((20 + 60 * $(MACHINES)))m -run '$(RUN)' ./e2e
 
 SEED ?= 0
-CHAOS := $(GO) test -tags chaos -count=1 -v -run "TestChaos$$|TestChaosRepair|TestTheseus|TestEtcd" -parallel 3 -timeout 4h ./bootstrap/etcd -seed $(SEED)
+CHAOS := $(GO) test -tags chaos -count=1 -v -run "TestChaos$$|TestChaosRepair|TestTheseus|TestEtcd" -parallel 4 -timeout 4h ./bootstrap/etcd -seed $(SEED)
 # Most of their time these wait for etcd.
 STEPS := $(GO) test -tags chaos -count=1 -v -run TestChaosSteps -parallel 8 -timeout 20m ./bootstrap/etcd
 chaos: deps
@@ -92,7 +93,7 @@ chaos-short: deps
 	KIMAGE_CHAOS_LOG=$(CURDIR)/.chaos.log $(CHAOS) -chaos 12 || { cut -c1-300 .chaos.log; exit 1; }
 
 e2e-all: deps build
-	KIMAGE_E2E_ALL=1 KIMAGE_E2E_MACHINES=8 KIMAGE_E2E_WINDOW=10m $(GO) test -tags e2e -count=1 -v -timeout 12h -run '$(RUN)' ./e2e
+	KIMAGE_E2E_ALL=1 KIMAGE_E2E_MACHINES=8 KIMAGE_E2E_WINDOW=10m $(GO) test -tags e2e -count=1 -v -parallel 2 -timeout 12h -run '$(RUN)' ./e2e
 
 # libvirtd is the story's own, in a network of its own.
 e2e-vagrant: MORE := libvirt-daemon-system libvirt-clients dnsmasq-base
