@@ -13,6 +13,7 @@
 #   make roms       firmware of every kind boots from the network, beside another DHCP server and alone
 #   make bench      speed and memory, as ratios in one run
 #   make bench-formats  each format beside qemu-img convert to the same
+#   make bench-serve  a hundred machines fetch their image from kimage serve, beside nginx
 #   make bench-boot time from the kernel's start to Ready, beside kubeadm by hand
 #   make fuzz       the readers of hostile input, five minutes each (FUZZTIME=1m)
 #
@@ -23,7 +24,7 @@ GO := go
 AGENT := cmd/kimage/agent/kimage-agent-amd64 cmd/kimage/agent/kimage-agent-arm64
 SOURCES := $(shell find bootstrap cmd/kimage-agent pkg -name '*.go' -not -name '*_test.go') go.mod go.sum
 
-.PHONY: all build deps image demo test quick integration e2e e2e-all e2e-vagrant chaos chaos-short roms bench bench-formats bench-boot fuzz lint clean
+.PHONY: all build deps image demo test quick integration e2e e2e-all e2e-vagrant chaos chaos-short roms bench bench-formats bench-serve bench-boot fuzz lint clean
 
 all: build
 
@@ -105,6 +106,12 @@ roms: deps
 
 bench: deps build
 	bash e2e/bench.sh
+
+# A hundred machines fetch their image at once: bytes per second, as a ratio to nginx' (goal
+# 0.9), and memory.
+bench-serve: MORE := nginx-light
+bench-serve: deps build
+	KIMAGE_BENCH_SERVE=1 $(GO) test -tags e2e -count=1 -v -timeout 60m -run '^TestServeRatio$$' ./e2e
 
 bench-formats: deps build
 	bin/kimage build --os debian-13 --quiet --lock .bench.lock -o .bench

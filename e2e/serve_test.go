@@ -27,7 +27,8 @@ type room struct {
 	key string // file of the key that machines let in
 	url string
 
-	ended chan error // kimage serve
+	pid   int        // of kimage serve
+	ended chan error // with how it ended
 
 	mu   sync.Mutex
 	said bytes.Buffer // by kimage serve
@@ -131,6 +132,7 @@ func (r *room) serve(args ...string) {
 	if err := cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
+	r.pid = cmd.Process.Pid // ip becomes what it runs
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	r.ended = ended

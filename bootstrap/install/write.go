@@ -2,6 +2,7 @@ package install
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -62,6 +63,10 @@ func (i *installer) install(ctx context.Context, hello install.Hello, plan insta
 		err := i.client.Installed(ctx, done)
 		if err == nil {
 			return nil
+		}
+		if errors.Is(err, install.ErrNotAsked) {
+			i.screen.say("kimage: installed, and %v", err)
+			return nil // it will not do it again: kimage's data is on the disk
 		}
 		// The server would install it again.
 		i.screen.say("kimage: installed; the server has to hear of it: %v", err)

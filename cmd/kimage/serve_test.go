@@ -56,6 +56,22 @@ func TestServeRefuses(t *testing.T) {
 	}
 }
 
+// TestPrune: what was packed of older images goes.
+func TestPrune(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"old.frames", "old.index", "new.frames", "new.index"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := prune(dir, "new"); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "*")); len(left) != 2 || filepath.Base(left[0]) != "new.frames" {
+		t.Errorf("left are %v", left)
+	}
+}
+
 // TestBoard: the table says of every machine how far it is, and on a terminal it stands below
 // what is told.
 func TestBoard(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/kimage-project/kimage/ignition"
@@ -82,7 +83,18 @@ func packImage(ctx context.Context, report *progress.Reporter, dir, file string,
 	}
 	sum := sha256.Sum256(data)
 	m.Index, m.SHA256 = data, hex.EncodeToString(sum[:])
-	return m, nil
+	return m, prune(filepath.Join(dir, "images"), is.ImageID)
+}
+
+// prune removes what was packed of other images: each is as large as a disk's contents.
+func prune(dir, keep string) error {
+	all, err := os.ReadDir(dir)
+	for _, e := range all {
+		if id, _, _ := strings.Cut(e.Name(), "."); id != keep {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
 }
 
 // packedWhole says whether an index is that of the frames which are there.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -86,6 +87,10 @@ func (c *Client) Progress(ctx context.Context, p Progress) error {
 	_, err := c.post(ctx, ProgressPath, p)
 	return err
 }
+
+// ErrNotAsked says that the server does not know of the installation: it has lost what it
+// remembered.
+var ErrNotAsked = errors.New("the server did not ask for this")
 
 // Installed tells that it ended.
 func (c *Client) Installed(ctx context.Context, p Progress) error {
@@ -173,7 +178,11 @@ func (c *Client) do(ctx context.Context, method, at string, body []byte, offset 
 	if resp.StatusCode/100 != 2 {
 		defer resp.Body.Close()
 		said, _ := io.ReadAll(io.LimitReader(resp.Body, 300))
-		return nil, wrongError{fmt.Errorf("%s %s: %s: %s", method, u, resp.Status, strings.TrimSpace(string(said)))}
+		err := fmt.Errorf("%s %s: %s: %s", method, u, resp.Status, strings.TrimSpace(string(said)))
+		if resp.StatusCode == http.StatusConflict {
+			err = fmt.Errorf("%w: %w", ErrNotAsked, err)
+		}
+		return nil, wrongError{err}
 	}
 	return resp, nil
 }

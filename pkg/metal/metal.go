@@ -271,6 +271,14 @@ func (s *Server) progress(p install.Progress) error {
 	switch {
 	case r.State == installed && p.Phase == installed: // it did not hear that it was heard
 		return nil
+	case r.State == "" && p.Phase == installed:
+		// What was remembered is lost. To believe it costs nobody data.
+		m, known := s.find(asker{mac: p.MAC, noSerial: true})
+		if known && (m.Pool != "" || m.Match.MAC != "") {
+			s.note(m.Name, true, p.MAC, installed, "")
+			return s.remember(m.Name, record{MAC: p.MAC, State: installed, Since: s.config.Now()})
+		}
+		return fmt.Errorf("no machine is known by MAC %s", p.MAC)
 	case r.State != writing:
 		return fmt.Errorf("nothing is written to a machine with MAC %s", p.MAC)
 	}

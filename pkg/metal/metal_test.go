@@ -256,6 +256,27 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
+// TestForgotten: a server that has lost what it knew believes a machine that it is installed,
+// and writes nothing to it afterwards.
+func TestForgotten(t *testing.T) {
+	k := newRack(t, t.TempDir(), nil)
+	if status := k.post(install.InstalledPath, install.Progress{MAC: mac1, Phase: install.Installed}, nil); status != http.StatusOK {
+		t.Errorf("status %d", status)
+	}
+	k.boots(mac1, "sanboot")
+	if p := k.hello(mac1, emptyDisk); p.Action != install.Stop {
+		t.Errorf("%+v", p)
+	}
+	k.from = mac9
+	if status := k.post(install.InstalledPath, install.Progress{MAC: mac9, Phase: install.Installed}, nil); status != http.StatusConflict {
+		t.Errorf("an unknown machine: status %d", status)
+	}
+	k.from = mac1
+	if status := k.post(install.ProgressPath, install.Progress{MAC: mac1, Phase: install.Writing}, nil); status != http.StatusConflict {
+		t.Errorf("writing without having been told to: status %d", status)
+	}
+}
+
 // TestHostile: nonsense is refused, and nothing falls over.
 func TestHostile(t *testing.T) {
 	k := newRack(t, t.TempDir(), nil)
@@ -270,9 +291,6 @@ func TestHostile(t *testing.T) {
 				t.Errorf("%.20s to %s: %s", body, path, resp.Status)
 			}
 		}
-	}
-	if status := k.post(install.InstalledPath, install.Progress{MAC: mac1, Phase: "installed"}, nil); status != http.StatusConflict {
-		t.Errorf("installed without having been told to: %d", status)
 	}
 	if status := k.post(install.ProgressPath, install.Progress{MAC: mac1, Phase: "installed"}, nil); status != http.StatusBadRequest {
 		t.Errorf("status %d", status)

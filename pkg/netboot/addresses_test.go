@@ -1,6 +1,7 @@
 package netboot
 
 import (
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -9,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
 
 	"github.com/kimage-project/kimage/pkg/need"
 )
@@ -213,6 +216,45 @@ func TestPick(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestSetAddresses: a card that gets an address of its own while the server runs has it from
+// the next question on, and who had it until then is refused it.
+func TestSetAddresses(t *testing.T) {
+	s, _ := testServer(t, func(Client) (string, bool) { return "", false })
+	s.cfg.Interface, s.cfg.Range, s.cfg.LeaseFile = "eth0", Range{netip.MustParseAddr("10.77.0.101"), netip.MustParseAddr("10.77.0.109")}, filepath.Join(t.TempDir(), "leases")
+	if err := s.SetAddresses(nil, nil); err != nil || s.leases != nil {
+		t.Fatalf("beside another server: %v", err)
+	}
+	var err error
+	if s.leases, err = openLeases(s.cfg, s.subnet); err != nil {
+		t.Fatal(err)
+	}
+	wants := func(last, address byte) *dhcpv4.DHCPv4 {
+		m := question(dhcpv4.MessageTypeRequest, "", 0, dhcpv4.OptRequestedIPAddress(net.IPv4(10, 77, 0, address)), dhcpv4.OptServerIdentifier(net.IPv4(10, 77, 0, 1)))
+		m.ClientHWAddr[5] = last
+		return m
+	}
+	ask := func(last, address byte, kind dhcpv4.MessageType) {
+		t.Helper()
+		if r := s.lease(wants(last, address)); r == nil || r.MessageType() != kind {
+			t.Errorf("card %d asks for .%d, and is told %v", last, address, r)
+		}
+	}
+	ask(8, 101, dhcpv4.MessageTypeAck)
+	ask(9, 102, dhcpv4.MessageTypeAck)
+	own := map[[6]byte]netip.Addr{{0x52, 0x54, 0, 0x17, 8, 1}: netip.MustParseAddr("10.77.0.101")}
+	if err := s.SetAddresses(own, []netip.Addr{netip.MustParseAddr("10.77.0.103")}); err != nil {
+		t.Fatal(err)
+	}
+	ask(1, 101, dhcpv4.MessageTypeAck)
+	ask(8, 101, dhcpv4.MessageTypeNak)
+	ask(7, 103, dhcpv4.MessageTypeNak)
+	ask(9, 102, dhcpv4.MessageTypeAck)
+	if err := s.SetAddresses(map[[6]byte]netip.Addr{{1}: netip.MustParseAddr("10.78.0.1")}, nil); err == nil {
+		t.Error("an address of another subnet is taken")
+	}
+	ask(1, 101, dhcpv4.MessageTypeAck)
 }
 
 func TestLeasesAreChecked(t *testing.T) {

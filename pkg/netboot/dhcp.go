@@ -11,6 +11,8 @@ import (
 // lease is the answer of the server of addresses (RFC 2131, 4.3); nil: none. What a
 // machine boots is not in it yet.
 func (s *Server) lease(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	mac := [6]byte(m.ClientHWAddr)
 	us := s.subnet.Addr()
 	wanted, _ := netip.AddrFromSlice(m.RequestedIPAddress().To4())
@@ -83,7 +85,7 @@ func (s *Server) give(m *dhcpv4.DHCPv4, kind dhcpv4.MessageType, a netip.Addr) *
 	if a.IsValid() {
 		r.YourIPAddr = a.AsSlice()
 		span := s.leases.time
-		if s.cfg.Static[[6]byte(m.ClientHWAddr)] == a { // it keeps it when this server is gone
+		if s.leases.static[[6]byte(m.ClientHWAddr)] == a { // it keeps it when this server is gone
 			span = forGood
 		}
 		r.UpdateOption(dhcpv4.OptIPAddressLeaseTime(span))

@@ -73,6 +73,7 @@ type Server struct {
 	cfg     Config
 	card    *net.Interface
 	subnet  netip.Prefix // the server's address and its subnet
+	mu      sync.Mutex   // what leases hold is used and changed under it
 	leases  *leases      // nil: proxyDHCP
 	limit   limiter
 	dhcp    *net.UDPConn
@@ -138,6 +139,24 @@ func (s *Server) close() {
 			c.Close()
 		}
 	}
+}
+
+// SetAddresses takes other addresses that belong to cards, and others that nobody else gets,
+// from the next question on. A machine that has one of them until now is refused it when it
+// renews its lease. Without addresses to give there is nothing to set.
+func (s *Server) SetAddresses(static map[[6]byte]netip.Addr, reserved []netip.Addr) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.leases == nil {
+		return nil
+	}
+	cfg := s.cfg
+	cfg.Static, cfg.Reserved = static, reserved
+	now, err := openLeases(cfg, s.subnet)
+	if err == nil {
+		*s.leases = *now
+	}
+	return err
 }
 
 // Address is the server's, with its subnet.
