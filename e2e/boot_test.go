@@ -70,7 +70,6 @@ spec:
 // TestKubeadm: a machine with no network boots by BIOS, becomes a cluster by
 // hand, runs a pod, and is still a node after a reboot.
 func TestKubeadm(t *testing.T) {
-	t.Parallel()
 	n := boot(t, qemu.BIOS, 4096)
 	n.settled()
 

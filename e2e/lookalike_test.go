@@ -208,7 +208,6 @@ func (n *node) becomesReady(started time.Time) {
 // server like Flatcar's has; of it all that is Flatcar's stays, and with what kimage config
 // wrote a machine with it becomes a cluster by itself.
 func TestFlatcarLike(t *testing.T) {
-	t.Parallel()
 	disk := lookalike(t, "flatcar")
 	server := flatcarServer(t, disk)
 	baked := bakeOnto(t, []string{"KIMAGE_OS_PATH=" + server.OSPath}, "--os", "coreos-stable", "--for", "qemu", "--mirror", server.Mirror)
@@ -274,7 +273,6 @@ func TestFlatcarConfext(t *testing.T) {
 // TestUbuntuLike: as TestFlatcarLike, of Ubuntu's layout and its own first boot; the image
 // is a file. At last its payload is damaged.
 func TestUbuntuLike(t *testing.T) {
-	t.Parallel()
 	disk := lookalike(t, "ubuntu")
 	baked := bakeOnto(t, nil, "--os", "ubuntu-24.04", "--base", disk)
 	keepsVendors(t, disk, baked, layout{[]int{1, 14, 15, 16}, 1, 2, 6, true})

@@ -72,7 +72,6 @@ func (u up) down() {
 // TestUp: kimage up makes a cluster on this computer, which is there after it has
 // ended: kubectl, SSH, status and the machine's own words; kimage down leaves nothing.
 func TestUp(t *testing.T) {
-	t.Parallel()
 	kubectlProgram := need.Built(t, "kubectl")
 	u := newUp(t)
 	run := u.run
