@@ -135,7 +135,7 @@ func TestServeRatio(t *testing.T) {
 	for round := range 5 {
 		for _, who := range []string{"nginx", "kimage"} {
 			cmd := r.inside(t.Context(), os.Args[0], "-test.run", "^TestServeRatio$")
-			cmd.Env = append(os.Environ(), fetchURL+"="+urls[who])
+			cmd.Env = append(os.Environ(), fetchURL+"="+urls[who], "KIMAGE_E2E_IMAGE="+image) // nothing is baked for it
 			var said strings.Builder
 			cmd.Stderr = &said
 			if err := cmd.Run(); err != nil {
