@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -168,6 +169,7 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	debug.FreeOSMemory() // packing takes much once, what follows little for weeks
 	d.server, err = metal.New(metal.Config{Dir: dir, URL: url, ClusterUID: d.uid, Machines: machines, Pool: pool, Image: image, SeedTo: place,
 		Seed: func(_ context.Context, m metal.Machine) ([]byte, error) { return configs.of(m) }, Firmware: firmwares, Logf: d.logf})
 	if err != nil {
