@@ -74,6 +74,7 @@ func fetchOne(url string) (int64, error) {
 	if resp.StatusCode != http.StatusOK {
 		return 0, fmt.Errorf("%s: %s", url, resp.Status)
 	}
+	// Discard has its own small buffers, which the struct hides.
 	n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, resp.Body, make([]byte, 256<<10))
 	if err == nil && n != resp.ContentLength {
 		err = fmt.Errorf("%s: %d bytes, not %d", url, n, resp.ContentLength)

@@ -92,7 +92,8 @@ func (c *Client) Progress(ctx context.Context, p Progress) error {
 // remembered.
 var ErrNotAsked = errors.New("the server did not ask for this")
 
-// Installed tells that it ended.
+// Installed tells that it ended. The server has it on disk then; ErrNotAsked: it does not
+// know of the installation.
 func (c *Client) Installed(ctx context.Context, p Progress) error {
 	_, err := c.post(ctx, InstalledPath, p)
 	return err

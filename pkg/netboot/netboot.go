@@ -143,7 +143,8 @@ func (s *Server) close() {
 
 // SetAddresses takes other addresses that belong to cards, and others that nobody else gets,
 // from the next question on. A machine that has one of them until now is refused it when it
-// renews its lease. Without addresses to give there is nothing to set.
+// renews its lease. Without addresses to give there is nothing to set. An error, as of New's
+// addresses or of the file of leases, leaves all as it was.
 func (s *Server) SetAddresses(static map[[6]byte]netip.Addr, reserved []netip.Addr) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
