@@ -232,13 +232,16 @@ type caller struct {
 // member that left it is one until its successors are.
 const callerAge = 5 * time.Minute
 
-// peers are all that are asked: the roster's other members, those of etcd, and
-// who asks.
+// peers are all that are asked: the roster's other members, those of etcd, who
+// asks, and by a machine without data also those that left the roster.
 func (a *Agent) peers(s State) (all []nodeconf.Member) {
 	if s.Facts.Roster == nil {
 		return nil
 	}
 	members := s.Roster.Members
+	if !s.Facts.Data {
+		members = slices.Concat(members, s.Roster.Left)
+	}
 	for _, m := range a.view.members() {
 		members = append(members[:len(members):len(members)], nodeconf.Member{Name: m.Name, PeerURL: m.PeerURL})
 	}

@@ -161,11 +161,13 @@ func (c *chaos) connect(ns, port, address string) {
 
 // sign makes these machines the members of the roster.
 func (c *chaos) sign(members []*chaosMachine) nodeconf.SignedRoster {
+	old := c.roster
 	c.roster.Members = nil
 	for _, m := range members {
 		c.roster.Members = append(c.roster.Members, nodeconf.Member{Name: m.Name, PeerURL: "https://" + m.Address + ":2380"})
 	}
 	slices.SortFunc(c.roster.Members, func(a, b nodeconf.Member) int { return strings.Compare(a.Name, b.Name) })
+	c.roster.Left = c.roster.Without(old)
 	signed, err := c.roster.Sign(c.key)
 	c.must(err)
 	return signed

@@ -195,8 +195,11 @@ func withoutData(s State) Action {
 	if gone := notMembers(s.Roster); len(gone) > 0 {
 		return Action{Do: Wait, Why: fmt.Sprintf("the founding members %s left the roster before etcd was founded: make a new generation with kimage recover", strings.Join(gone, ", "))}
 	}
-	if silent := s.silentOthers(current); silent != "" {
+	if silent := s.silent(s.Roster.Members, current); silent != "" {
 		return Action{Do: Wait, Why: "the roster has members besides the founding ones, so the cluster may exist: all must answer once: " + silent + also(s)}
+	}
+	if silent := s.silent(s.Roster.Left, current); silent != "" {
+		return Action{Do: Wait, Why: fmt.Sprintf("members have left the roster, so the cluster may exist there: switch on %s, or make a new generation with kimage recover", silent) + also(s)}
 	}
 	held := s.Facts.held(s.Self)
 	if held != nil && held.of(s.Roster, s.Digest) && allHold(s, current, *held) {
@@ -292,12 +295,12 @@ func propose(s State, current map[string]Status, held *Record) Action {
 	return a
 }
 
-// silentOthers are the roster's other members that do not answer. Who founds must
+// silent are those of members that found nothing and do not answer. Who founds must
 // know that none of them has data: founding members that were dismissed, and are
 // blank and in the roster again, would else found once more.
-func (s State) silentOthers(current map[string]Status) string {
+func (s State) silent(members []nodeconf.Member, current map[string]Status) string {
 	var all []string
-	for _, m := range s.Roster.Members {
+	for _, m := range members {
 		if st, ok := current[m.Name]; m.Name != s.Self && !slices.Contains(s.Roster.Founding, m.Name) && (!ok || st.Unknown != "") {
 			all = append(all, m.Name)
 		}

@@ -13,7 +13,10 @@ func TestDecide(t *testing.T) {
 	s := newSim(t, 1, 3)
 	s.addRoster(3, 1, 2)
 	s.addRoster(3, 2, 3)
-	const old, now, next = 0, 1, 2
+	const old, now, next, fewer = 0, 1, 2, 3
+	r := s.opened[now]
+	r.Serial, r.Left = 4, []nodeconf.Member{{Name: "d", PeerURL: "https://10.0.0.4:2380"}}
+	s.sign(r)
 	record := func(roster int, incarnations string) *Record {
 		f := strings.Fields(incarnations)
 		r := compose(s.opened[roster], s.rosters[roster].Digest(), map[string]string{"a": f[0], "b": f[1], "c": f[2]})
@@ -37,6 +40,12 @@ func TestDecide(t *testing.T) {
 		f.Cluster = Cluster{ID: rec.ClusterID(), Generation: rec.Generation, Incarnation: "b1"}
 		return f
 	}
+	afterwards := record(fewer, "a1 b1 c1")
+	holdsAfterwards := func(incarnation string) Answer {
+		a := holds(incarnation, afterwards)
+		a.Status.Digest = s.rosters[fewer].Digest()
+		return a
+	}
 	lost := held(r1)
 	lost.Incarnation.Started = true
 
@@ -50,6 +59,7 @@ func TestDecide(t *testing.T) {
 		running bool
 		runsAs  string
 		a, b, c Answer
+		d       Answer
 		do      Verb
 		record  *Record
 		to      string
@@ -80,6 +90,9 @@ func TestDecide(t *testing.T) {
 		{name: "one runs a record that does not name me", facts: blank, a: runs("a1", record(now, "a1 b0 c1")), c: runs("c1", record(now, "a1 b0 c1")), do: Wait, why: "waits to be added by a, c"},
 		{name: "one runs and all others were imaged again", facts: blank, a: runs("a1", record(now, "a1 b0 c0")), c: holds("c1", nil), do: Wait, why: "b and c were imaged again after a"},
 		{name: "one runs and one was imaged again", facts: blank, a: runs("a1", record(now, "a1 b0 c1")), c: holds("c1", nil), do: Wait, why: "waits to be added"},
+		{name: "all hold, and who left is silent", roster: fewer, facts: held(afterwards), a: holdsAfterwards("a1"), c: holdsAfterwards("c1"), do: Wait, why: "switch on d"},
+		{name: "all hold, and who left has no data", roster: fewer, facts: held(afterwards), a: holdsAfterwards("a1"), c: holdsAfterwards("c1"), d: Answer{AskedAfter: 2}, do: Found, record: afterwards},
+		{name: "all hold, and who left has data", roster: fewer, facts: held(afterwards), a: holdsAfterwards("a1"), c: holdsAfterwards("c1"), d: runs("d1", nil), do: Wait, why: "waits to be added by d"},
 		{name: "data", facts: withData(r1, false), do: Start},
 		{name: "data, and etcd ended", facts: withData(r1, true), do: Start},
 		{name: "etcd runs", facts: withData(r1, true), running: true, do: Keep, why: "etcd runs"},
@@ -102,7 +115,7 @@ func TestDecide(t *testing.T) {
 			if st.Self == "" {
 				st.Self = "b"
 			}
-			for name, a := range map[string]Answer{"a": c.a, "b": c.b, "c": c.c} {
+			for name, a := range map[string]Answer{"a": c.a, "b": c.b, "c": c.c, "d": c.d} {
 				if a.AskedAfter != 0 || a.Err != "" {
 					st.Answers[name] = a
 				}

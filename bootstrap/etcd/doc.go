@@ -96,8 +96,7 @@
 // It replaces no lost majority: a person does (kimage recover). Without a quorum
 // it changes nothing.
 //
-// Founding asks the machines of the newest roster. If that dismisses all machines
-// with data, and all of it that founded are blank, they know of nobody, and found
-// once more. Who dismisses members waits until that is done before the machines
-// that stay are imaged again.
+// Founding asks the machines of the newest roster and those that left it. If the
+// only ones with data have left and are off, founding members that are blank wait
+// for them; only a person can say that they are gone for good (kimage recover).
 package etcd

@@ -75,6 +75,10 @@ func TestMutationsAreCaught(t *testing.T) {
 		{"etcd runs on after its data was removed", []edit{
 			{"agent.go", "		if err := a.halt(ctx); err != nil {\n			return err\n		}\n		return a.member.renew(s)", "		return a.member.renew(s)"},
 		}, "TestRepairSchedules", "L2-L4: "},
+		{"who left the roster is not asked before a founding", []edit{
+			{"decide.go", "s.silent(s.Roster.Left, current)", "\"\""},
+			{"agent.go", "if !s.Facts.Data {", "if false {"},
+		}, "TestRepairSchedules", "S1: "},
 		{"started as a new cluster", []edit{
 			{"launch.go", "\"--initial-cluster-state=existing\"", "\"--initial-cluster-state=new\""},
 		}, "TestSchedules", "as a new cluster"},

@@ -4,8 +4,6 @@ import (
 	"context"
 	"slices"
 	"strings"
-
-	"github.com/kimage-project/kimage/bootstrap/nodeconf"
 )
 
 // crash ends the agent's life, as kill -9 does.
@@ -30,23 +28,6 @@ func (s *sim) events(most int) {
 func (s *sim) lose() {
 	s.images--
 	s.lost()
-}
-
-// hidden says whether only machines that left the roster would have data without
-// that of m. A founding machine could not know of them: see the package comment.
-func (s *sim) hidden(m *simMachine) bool {
-	if s.repair == nil {
-		return false
-	}
-	left := false
-	for _, o := range s.machines {
-		listed := slices.ContainsFunc(s.roster().Members, func(r nodeconf.Member) bool { return r.Name == o.name })
-		if o != m && o.data != nil && listed {
-			return false
-		}
-		left = left || o != m && o.data != nil
-	}
-	return left
 }
 
 // lost counts what etcd has lost, be it for a while.
@@ -76,7 +57,7 @@ func (s *sim) event() {
 		s.lost()
 		s.crash(m)
 		m.etcd = false
-	case x < 72 && s.images > 0 && !s.hidden(m):
+	case x < 72 && s.images > 0:
 		s.lose()
 		s.log("%s: imaged again", m.name)
 		s.crash(m)
@@ -84,7 +65,7 @@ func (s *sim) event() {
 		if s.repair != nil {
 			m.config = s.rosters[len(s.rosters)-1] // kimage config writes no other
 		}
-	case x < 74 && s.images > 0 && m.data != nil && !s.hidden(m):
+	case x < 74 && s.images > 0 && m.data != nil:
 		s.lose()
 		s.log("%s: data removed, etcd %t", m.name, m.etcd)
 		if m.etcd && s.r.IntN(2) == 0 {

@@ -159,6 +159,7 @@ func (s *sim) changeRoster(n int) {
 		r.Members = append(r.Members, nodeconf.Member{Name: s.machines[i].name, PeerURL: fmt.Sprintf("https://10.0.0.%d:2380", i+1)})
 	}
 	slices.SortFunc(r.Members, func(a, b nodeconf.Member) int { return strings.Compare(a.Name, b.Name) })
+	r.Left = r.Without(last)
 	s.sign(r)
 	for _, m := range s.machines { // the operator images the new ones with it, or tells one of the old
 		if s.r.IntN(3) == 0 {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -17,16 +18,19 @@ import (
 // Within a generation the founding members never change, and the serial rises
 // with every change of the rest. Only a person makes a new generation.
 type Roster struct {
-	APIVersion string    `json:"apiVersion"`
-	Kind       string    `json:"kind"` // Roster
-	ClusterUID string    `json:"clusterUID"`
-	Generation int       `json:"generation"`
-	Serial     int       `json:"serial"`
-	Founding   []string  `json:"founding"` // names, sorted; who is not among them never founds
-	Members    []Member  `json:"members"`  // etcd, sorted by name
-	Masters    []Master  `json:"masters"`  // sorted by name
-	Seed       string    `json:"seed,omitempty"`
-	Issued     time.Time `json:"issued"`
+	APIVersion string   `json:"apiVersion"`
+	Kind       string   `json:"kind"` // Roster
+	ClusterUID string   `json:"clusterUID"`
+	Generation int      `json:"generation"`
+	Serial     int      `json:"serial"`
+	Founding   []string `json:"founding"` // names, sorted; who is not among them never founds
+	Members    []Member `json:"members"`  // etcd, sorted by name
+	Masters    []Master `json:"masters"`  // sorted by name
+	// Left are members of an older roster of this generation that are none of this
+	// one, sorted by name: who would found asks them too, because they may have data.
+	Left   []Member  `json:"left,omitempty"`
+	Seed   string    `json:"seed,omitempty"`
+	Issued time.Time `json:"issued"`
 }
 
 // Member is one member of etcd.
@@ -90,10 +94,7 @@ func (s SignedRoster) Open(key, uid string) (Roster, error) {
 }
 
 func (r Roster) validate() error {
-	names := make([]string, 0, len(r.Members))
-	for _, m := range r.Members {
-		names = append(names, m.Name)
-	}
+	names, left := namesOf(r.Members), namesOf(r.Left)
 	switch {
 	case r.APIVersion != APIVersion || r.Kind != rosterKind:
 		return fmt.Errorf("it is %s %s, not %s %s", r.APIVersion, r.Kind, APIVersion, rosterKind)
@@ -103,10 +104,30 @@ func (r Roster) validate() error {
 		return errors.New("no founding members or no members")
 	case !slices.IsSorted(r.Founding) || len(slices.Compact(slices.Clone(r.Founding))) != len(r.Founding):
 		return errors.New("the founding members are not sorted or not different")
-	case !slices.IsSorted(names) || len(slices.Compact(names)) != len(r.Members):
+	case !slices.IsSorted(names) || len(slices.Compact(slices.Clone(names))) != len(names):
 		return errors.New("the members are not sorted or not different")
+	case !slices.IsSorted(left) || len(slices.Compact(slices.Clone(left))) != len(left):
+		return errors.New("the members that left are not sorted or not different")
+	case slices.ContainsFunc(left, func(name string) bool { return slices.Contains(names, name) }):
+		return errors.New("a member has left")
 	}
 	return nil
+}
+
+func namesOf(members []Member) []string {
+	names := make([]string, 0, len(members))
+	for _, m := range members {
+		names = append(names, m.Name)
+	}
+	return names
+}
+
+// Without is who has left when the roster r, of the same generation, replaces old.
+func (r Roster) Without(old Roster) []Member {
+	left := slices.Concat(old.Left, old.Members)
+	left = slices.DeleteFunc(left, func(m Member) bool { return slices.Contains(namesOf(r.Members), m.Name) })
+	slices.SortFunc(left, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
+	return left
 }
 
 // Digest names the exact roster: hex of its SHA-256.

@@ -189,6 +189,7 @@ func (s *Store) ensureRoster() error {
 	} else if slices.Equal(next.Members, s.Roster.Members) && slices.Equal(next.Masters, s.Roster.Masters) {
 		return nil
 	}
+	next.Left = next.Without(s.Roster)
 	next.Serial++
 	next.Issued = s.now().UTC().Truncate(time.Second)
 	if next.Serial > 1 {

@@ -120,6 +120,13 @@ func TestOnlyAdds(t *testing.T) {
 	if s.Roster.Generation != 1 || s.Roster.Serial != 2 || fmt.Sprint(s.Roster.Founding) != "[a b c]" || s.Roster.Members[2].Name != "d" {
 		t.Errorf("%+v", s.Roster)
 	}
+	if left := s.Roster.Left; len(left) != 1 || left[0] != (nodeconf.Member{Name: "c", PeerURL: "https://172.17.8.103:2380"}) {
+		t.Errorf("left: %v", left)
+	}
+	// Who comes back has not left.
+	if s := mustRun(t, Config{File: parse(t, dir, text)}); s.Roster.Serial != 3 || len(s.Roster.Left) != 1 || s.Roster.Left[0].Name != "d" {
+		t.Errorf("%+v", s.Roster)
+	}
 	// Another address: that member's certificates that carry it.
 	before = contents(t, dir)
 	mustRun(t, Config{File: parse(t, dir, strings.Replace(text, "172.17.8.102", "172.17.8.202", 1))})
