@@ -66,11 +66,9 @@ func Run(ctx context.Context, logf func(string, ...any)) error {
 	if err != nil {
 		return err
 	}
-	name := conf.Node.Name
-	if name == "" {
-		if name, err = kube.PoolName(conf.Node.Pool, ""); err != nil {
-			return err
-		}
+	name, err := nodeName(ctx, &conf, logf)
+	if err != nil {
+		return err
 	}
 	a := &Agent{conf: conf, name: name, image: image, logf: logf, clock: newStopwatch(time.Now), phase: &phases{node: name, logf: logf, now: time.Now, file: phaseFile},
 		rosters: newRosters(conf.Cluster, logf), unready: kube.UnreadyNodes, shows: make(chan struct{}, 1), serves: make(chan struct{}, 1)}

@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kimage-project/kimage/bootstrap/kube"
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
 	"github.com/kimage-project/kimage/bootstrap/timeline"
 	"github.com/kimage-project/kimage/pkg/run"
@@ -81,9 +80,6 @@ func ownName() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if conf.Node.Name != "" {
-		return conf.Node.Name + " of " + conf.Cluster.Name, nil
-	}
-	name, err := kube.PoolName(conf.Node.Pool, "")
+	name, err := lastName(conf)
 	return name + " of " + conf.Cluster.Name, err
 }

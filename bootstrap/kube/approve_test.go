@@ -117,7 +117,7 @@ func TestJudge(t *testing.T) {
 		{"pool, its own name", poolAsks("spare"), nil, "deny: the token of pool spare asked for"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := words(judge([]csr{aRequest(t, tt.change)}, tt.nodes, peers)); len(got) != 1 || !strings.HasPrefix(got[0], tt.want) {
+			if got := words(judge([]csr{aRequest(t, tt.change)}, tt.nodes, "demo", peers)); len(got) != 1 || !strings.HasPrefix(got[0], tt.want) {
 				t.Errorf("got %v, want %s", got, tt.want)
 			}
 		})
@@ -164,7 +164,7 @@ func TestJudgeSeveral(t *testing.T) {
 		{"somebody else's does not count", []csr{at(0), foreign}, []string{"approve", "deny: the token of m1 asked for w1"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if d := cmp.Diff(tt.want, words(judge(tt.requests, nil, nil))); d != "" {
+			if d := cmp.Diff(tt.want, words(judge(tt.requests, nil, "demo", nil))); d != "" {
 				t.Error(d)
 			}
 		})

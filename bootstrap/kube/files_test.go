@@ -44,7 +44,7 @@ func TestPoolName(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !inPool(a, "workers") || len(a) != len("workers-")+poolHashLen {
+	if !inPool(a, "demo", "workers") || len(a) != len("workers-")+poolHashLen {
 		t.Errorf("the name is %s", a)
 	}
 	lower := full

@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/kimage-project/kimage/bootstrap/gce"
 )
 
 // poolHashLen is how many hex digits of a machine's identity are in the name of
@@ -54,9 +56,10 @@ func poolName(pool string, id identity) (string, error) {
 
 var poolSuffix = regexp.MustCompile(`^-[0-9a-f]{10}$`)
 
-// inPool says whether a name is one that PoolName makes for pool.
-func inPool(name, pool string) bool {
-	return strings.HasPrefix(name, pool) && poolSuffix.MatchString(name[len(pool):])
+// inPool says whether a name is one that PoolName makes for pool, or one of an instance of
+// the cluster's pool on Compute Engine.
+func inPool(name, cluster, pool string) bool {
+	return strings.HasPrefix(name, pool) && poolSuffix.MatchString(name[len(pool):]) || gce.InGroup(name, cluster, pool)
 }
 
 // placeholders are what makers leave in SMBIOS instead of a number of the machine.

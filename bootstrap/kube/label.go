@@ -20,7 +20,7 @@ func (n *Node) label(ctx context.Context, c *kubeapi.Client) error {
 	}
 	var errs []error
 	for _, node := range list.Items {
-		missing := missingLabels(node.Metadata, n.Node.Peers)
+		missing := missingLabels(node.Metadata, n.Node.Cluster.Name, n.Node.Peers)
 		if len(missing) == 0 {
 			continue
 		}
@@ -37,9 +37,9 @@ func (n *Node) label(ctx context.Context, c *kubeapi.Client) error {
 }
 
 // missingLabels are those that node.json wants and the Node lacks.
-func missingLabels(node metadata, peers *nodeconf.Peers) map[string]string {
+func missingLabels(node metadata, cluster string, peers *nodeconf.Peers) map[string]string {
 	missing := map[string]string{}
-	for k, v := range wantedLabels(node.Name, peers) {
+	for k, v := range wantedLabels(node.Name, cluster, peers) {
 		if have, ok := node.Labels[k]; !ok || have != v {
 			missing[k] = v
 		}
@@ -47,7 +47,7 @@ func missingLabels(node metadata, peers *nodeconf.Peers) map[string]string {
 	return missing
 }
 
-func wantedLabels(name string, peers *nodeconf.Peers) map[string]string {
+func wantedLabels(name, cluster string, peers *nodeconf.Peers) map[string]string {
 	if peers == nil {
 		return nil
 	}
@@ -57,7 +57,7 @@ func wantedLabels(name string, peers *nodeconf.Peers) map[string]string {
 		}
 	}
 	for _, p := range peers.Pools {
-		if inPool(name, p.Name) {
+		if inPool(name, cluster, p.Name) {
 			return p.Labels
 		}
 	}

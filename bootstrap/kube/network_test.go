@@ -122,9 +122,12 @@ func TestWantedLabels(t *testing.T) {
 		{metadata{Name: "workers-aaaaaaaaaa"}, 1},
 		{metadata{Name: "workers-0123456789"}, 0},
 		{metadata{Name: "workers-x"}, 0},
+		{metadata{Name: "demo-workers-x7f2"}, 1},  // an instance of Compute Engine
+		{metadata{Name: "other-workers-x7f2"}, 0}, // another cluster's
+		{metadata{Name: "demo-workers-x7f2a"}, 0},
 		{metadata{Name: "m9"}, 0},
 	} {
-		if got := missingLabels(tt.node, peers); len(got) != tt.want {
+		if got := missingLabels(tt.node, "demo", peers); len(got) != tt.want {
 			t.Errorf("%+v lacks %v, want %d", tt.node, got, tt.want)
 		}
 	}
