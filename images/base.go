@@ -62,7 +62,7 @@ func (b *Builder) findBase(ctx context.Context) (base, error) {
 		return base{}, err
 	}
 	if found.pin != "" {
-		if err := b.lock.do(pinBase(lockKey(b.os.Name, b.config.Arch, found.pin), found.info.Digest, b.vendorKey())); err != nil {
+		if err := b.lock.do(pinBase(lockKey(b.os.Name, b.config.Arch, found.pin), found.info.Digest, b.vendorKey(b.config.For))); err != nil {
 			return base{}, err
 		}
 	}

@@ -5,19 +5,22 @@ import (
 	"encoding/json"
 	"fmt"
 
-	"github.com/kimage-project/kimage/pkg/ext4"
+	"github.com/kimage-project/kimage/pkg/install"
+	"github.com/kimage-project/kimage/pkg/parttable"
 )
 
 // Installable is what an installation over the network needs of a baked image besides its
-// bytes: the kernel that writes it is its own.
+// bytes.
 type Installable struct {
 	OS, Arch                     string
 	Kubernetes, Runtime, Network string
 	ImageID                      string
 	DiskBytes                    int64
-	Root                         ext4.Volume // its root file system
-	Partition                    int         // the number of the root
+	Seed                         install.Place // where a machine's config goes
 }
+
+// seedDirectory is where cloud-init's datasource NoCloud looks on the root.
+const seedDirectory = "var/lib/cloud/seed/nocloud"
 
 // OpenInstallable reads the raw image in file.
 func OpenInstallable(ctx context.Context, file string) (*Installable, error) {
@@ -53,8 +56,28 @@ func OpenInstallable(ctx context.Context, file string) (*Installable, error) {
 		if found, err := root.Stat(ctx, []string{rootImageID}); err != nil {
 			return nil, err
 		} else if len(found) > 0 {
-			return &Installable{OS: m.OS, Arch: m.Arch, Kubernetes: m.Kubernetes, Runtime: m.Runtime, Network: m.Network, ImageID: m.ImageID, DiskBytes: d.sizeBytes, Root: root, Partition: p.Number}, nil
+			i := &Installable{OS: m.OS, Arch: m.Arch, Kubernetes: m.Kubernetes, Runtime: m.Runtime, Network: m.Network, ImageID: m.ImageID, DiskBytes: d.sizeBytes}
+			i.Seed, err = seedPlace(d.table, m.OS, p.Number)
+			return i, err
 		}
 	}
 	return nil, fmt.Errorf("%s: the root of %s is no file system that kimage can put a machine's config into", file, m.OS)
+}
+
+// seedPlace is where a disk of the OS has the config of its machine; root is the number of
+// its root.
+func seedPlace(table *parttable.Table, name string, root int) (install.Place, error) {
+	o, err := FindOS(name)
+	if err != nil {
+		return install.Place{}, err
+	}
+	seed := o.Disk.Seed
+	if seed.Partition == "" {
+		return install.Place{Partition: root, Type: "ext4", Directory: seedDirectory}, nil
+	}
+	p, ok := table.FindName(seed.Partition)
+	if !ok {
+		return install.Place{}, fmt.Errorf("the image has no partition %s, where %s looks for its config", seed.Partition, o.Title)
+	}
+	return install.Place{Partition: p.Number, Type: seed.Filesystem, Directory: seed.Directory}, nil
 }

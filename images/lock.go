@@ -30,7 +30,7 @@ const LockFile = "kimage.lock"
 type Lock struct {
 	APIVersion string                   `yaml:"apiVersion"`
 	Kind       string                   `yaml:"kind"`
-	Vendors    map[string]vendors.Image `yaml:"vendors,omitempty"`    // OS/arch/platform
+	Vendors    map[string]vendors.Image `yaml:"vendors,omitempty"`    // OS/arch/platform, or one of the live system's files
 	Bases      map[string]string        `yaml:"bases,omitempty"`      // OS/arch/packages, a file's name or a URL: digest of the disk
 	Components map[string]*lockedSet    `yaml:"components,omitempty"` // Kubernetes version/arch
 	Tools      map[string]string        `yaml:"tools,omitempty"`      // versions of what makes the bytes of the same inputs
@@ -76,7 +76,9 @@ func (b *Builder) Lock(ctx context.Context) (changed bool, err error) {
 	if err := b.lock.do(forgetTools); err != nil {
 		return false, err
 	}
-	_, _, err = b.inputs(ctx)
+	if _, _, err = b.inputs(ctx); err == nil && b.livePinned() {
+		_, err = b.Live(ctx)
+	}
 	return b.lock.changed, err
 }
 
@@ -101,6 +103,9 @@ func (b *Builder) Mirror(ctx context.Context, dir string) error {
 		return err
 	}
 	if err := atomicfile.CopyFile(at, found.file); err != nil {
+		return err
+	}
+	if err := b.mirrorLive(ctx, dir); err != nil {
 		return err
 	}
 	if err := components.Mirror(ctx, b.componentsConfig(), set, dir); err != nil {

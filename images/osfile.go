@@ -55,10 +55,39 @@ type Disk struct {
 	Filesystem string `yaml:"filesystem"` // of the root: ext4, or xfs, which kimage cannot edit; empty: ext4
 	USR        string `yaml:"usr"`        // name of the partition with /usr, if that is not on the root: kimage does not look into it
 	Verity     bool   `yaml:"verity"`     // the system has libcryptsetup, where kimage cannot look
+	Seed       Seed   `yaml:"seed"`       // where first boot finds its config on the disk itself; empty: cloud-init's place on the root
+}
+
+// Seed is a directory of a vendor's partition.
+type Seed struct {
+	Partition  string `yaml:"partition"`  // its name
+	Filesystem string `yaml:"filesystem"` // as the kernel calls it: btrfs
+	Directory  string `yaml:"directory"`  // empty: the top
 }
 
 // editable says whether activation files are baked into the root.
 func (o OS) editable() bool { return o.Disk.Filesystem == "" || o.Disk.Filesystem == "ext4" }
+
+// Installs says why machines cannot be installed with the OS over the network; nil: they can.
+// That takes a system that runs the installer (the vendor's own, or the image's kernel with
+// its initramfs) and a place on the disk for the config.
+func (o OS) Installs() error {
+	if o.FirstBoot == "cloud-init" && o.editable() || o.Vendor.Live.Kernel != "" && o.Disk.Seed.Partition != "" {
+		return nil
+	}
+	all, err := OSes()
+	if err != nil {
+		return err
+	}
+	var can []string
+	for _, other := range all {
+		if other.Name != o.Name && other.Installs() == nil {
+			can = append(can, other.Name)
+		}
+	}
+	return fmt.Errorf("%s cannot be installed over the network: its OS file names neither a system that boots from there nor a place for a machine's config. Take one of %s, or write the image and give the config (kimage config) by the vendor's own installer",
+		o.Name, strings.Join(can, ", "))
+}
 
 // opaque says that what is in /usr cannot be looked up.
 func (o OS) opaque() bool { return o.Disk.USR != "" || !o.editable() }
@@ -87,6 +116,7 @@ type FirstBootConfig struct {
 
 // inputs is what decides the content of an image of the OS.
 func (o OS) inputs() string {
+	o.Disk.Seed = Seed{}
 	o.Title, o.Aliases, o.Successor, o.Tested, o.User, o.Config, o.Vendor = "", nil, "", "", "", FirstBootConfig{}, vendors.Spec{}
 	return fmt.Sprintf("%+v", o)
 }
@@ -154,6 +184,8 @@ func readOS(data []byte, keys func(name string) ([]byte, error)) (OS, error) {
 		return o, errors.New("sysext.id is missing: ID of the system's os-release")
 	case o.Disk.Filesystem != "" && o.Disk.Filesystem != "ext4" && o.Disk.Filesystem != "xfs":
 		return o, fmt.Errorf("disk.filesystem %q: ext4 or xfs", o.Disk.Filesystem)
+	case (o.Disk.Seed.Partition == "") != (o.Disk.Seed.Filesystem == ""):
+		return o, errors.New("disk.seed needs partition and filesystem, both")
 	case o.RootSizeMiB <= 0:
 		return o, errors.New("rootSizeMiB is missing: how far the root may grow")
 	case o.Vendor.Known():

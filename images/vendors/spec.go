@@ -28,11 +28,24 @@ type Spec struct {
 	Version   Version           `yaml:"version"`
 	Stream    string            `yaml:"stream"`    // URL of a stream in Fedora CoreOS's format, which names all but Keys
 	Images    map[string]string `yaml:"images"`    // by platform, or all: the URL, or ARTIFACT.FORMAT of the stream
+	Live      Live              `yaml:"live"`      // what machines boot from the network; empty: the vendor has nothing of the kind
 	Checksums string            `yaml:"checksums"` // URL of the file with the digest
 	Digest    string            `yaml:"digest"`    // sha256 or sha512
 	Signature Signature         `yaml:"signature"` // no URL: the vendor does not sign
 	Keys      Keys              `yaml:"keys"`
 }
+
+// Live is a system that runs in memory, published and signed as the images are.
+type Live struct {
+	Kernel string `yaml:"kernel"` // URL
+	Initrd string `yaml:"initrd"` // URL
+}
+
+// What Config.Platform may be besides a platform: the files of Live.
+const (
+	LiveKernel = "live-kernel"
+	LiveInitrd = "live-initrd"
+)
 
 // Version is how the newest version is found: of all matches of Find in what is at URL, the
 // greatest.
@@ -85,8 +98,14 @@ func (s Spec) For() []string {
 	return slices.DeleteFunc(slices.Clone(Platforms), func(p string) bool { return s.image(p) == "" })
 }
 
-// image is what Images says of a platform.
+// image is what Images says of a platform, or Live of its files.
 func (s Spec) image(platform string) string {
+	switch platform {
+	case LiveKernel:
+		return s.Live.Kernel
+	case LiveInitrd:
+		return s.Live.Initrd
+	}
 	if of, ok := s.Images[platform]; ok {
 		return of
 	}
@@ -122,6 +141,10 @@ func (s Spec) Check() error {
 		}
 	}
 	switch {
+	case (s.Live.Kernel == "") != (s.Live.Initrd == ""):
+		return fmt.Errorf("vendor.live needs kernel and initrd, both")
+	case s.Live.Kernel != "" && s.Stream != "":
+		return fmt.Errorf("vendor.live is for vendors without a stream")
 	case s.Stream != "" && s.Signature.Of != ofImage:
 		return fmt.Errorf("vendor.signature.of %q: what a stream names is signed: image", s.Signature.Of)
 	case s.Signature.URL == "" && s.Signature.Of == "":
