@@ -83,6 +83,9 @@ func (i *installer) attempt(ctx context.Context) (err error) {
 		i.screen = openScreen()
 		i.screen.say("kimage: this machine asks its server for a system")
 	}
+	if err := mountLive(ctx); err != nil {
+		return fmt.Errorf("the vendor's live system: %w", err)
+	}
 	line, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
 		return err

@@ -163,9 +163,7 @@ func (l *localCluster) needs(f *cluster.File) error {
 // bake makes the image of the cluster file, and returns its path. An image has its
 // own name: machines that were made from another one go on with theirs.
 func (l *localCluster) bake(ctx context.Context, f *cluster.File, platform, format string) (string, error) {
-	spec := f.Cluster.Spec
-	c := images.Config{OS: f.OS.Name, Kubernetes: spec.Kubernetes, Runtime: spec.Runtime, Network: spec.Network.Plugin, Arch: "amd64", For: platform, Formats: []string{format},
-		Base: "auto", Mirror: os.Getenv("KIMAGE_MIRROR"), Lock: filepath.Join(filepath.Dir(l.path), images.LockFile), Components: "auto", Images: "all", Name: "new", Output: l.in("images"), Report: progress.New(os.Stderr, images.Stages)}
+	c := l.baked(f, platform, format)
 	result, err := bake(ctx, c, "")
 	if err != nil {
 		return "", err
@@ -176,6 +174,13 @@ func (l *localCluster) bake(ctx context.Context, f *cluster.File, platform, form
 		return image, os.Remove(made)
 	}
 	return image, os.Rename(made, image)
+}
+
+// baked is what the cluster file wants an image of.
+func (l *localCluster) baked(f *cluster.File, platform, format string) images.Config {
+	spec := f.Cluster.Spec
+	return images.Config{OS: f.OS.Name, Kubernetes: spec.Kubernetes, Runtime: spec.Runtime, Network: spec.Network.Plugin, Arch: "amd64", For: platform, Formats: []string{format},
+		Base: "auto", Mirror: os.Getenv("KIMAGE_MIRROR"), Lock: filepath.Join(filepath.Dir(l.path), images.LockFile), Components: "auto", Images: "all", Name: "new", Output: l.in("images"), Report: progress.New(os.Stderr, images.Stages)}
 }
 
 // prune removes the baked images that no machine boots from any more.

@@ -22,7 +22,6 @@ import (
 	"github.com/kimage-project/kimage/images"
 	"github.com/kimage-project/kimage/pkg/cluster"
 	"github.com/kimage-project/kimage/pkg/doctor"
-	"github.com/kimage-project/kimage/pkg/install"
 	"github.com/kimage-project/kimage/pkg/local"
 	"github.com/kimage-project/kimage/pkg/metal"
 	"github.com/kimage-project/kimage/pkg/netboot"
@@ -51,6 +50,10 @@ the cluster file their own, for good.
 A machine whose disk holds kimage's data boots that disk, whatever its firmware tries
 first, until kimage replace NAME releases it to be installed once more. Other people's
 data is never written over unless the cluster file says so (machine.disks.install).
+
+Debian and Ubuntu are installed by the image's own kernel, Flatcar by its vendor's live
+system for the network, which is fetched and verified as images are (KIMAGE_MIRROR) and
+needs 3 GiB of memory in the machine.
 
 Ports: UDP 67, 69 and 4011 (root), and TCP --port, which also shows this table as a page.
 What machines are told travels unencrypted: the network has to be trusted while they
@@ -101,8 +104,12 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	if file.OS.FirstBoot != "cloud-init" {
-		return fmt.Errorf("%s takes its config by %s: machines with cloud-init can be installed over the network so far (kimage list os)", file.OS.Name, file.OS.FirstBoot)
+	system, err := images.FindOS(file.OS.Name)
+	if err != nil {
+		return err
+	}
+	if err := system.Installs(); err != nil {
+		return err
 	}
 	boot := netboot.Config{Interface: f.network}
 	if err := f.addresses(file, &boot); err != nil {
@@ -165,12 +172,12 @@ func (f *serveFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	image, place, err := d.image(cmd.Context(), file, agent)
+	image, err := d.image(cmd.Context(), file, agent)
 	if err != nil {
 		return err
 	}
 	debug.FreeOSMemory() // packing takes much once, what follows little for weeks
-	d.server, err = metal.New(metal.Config{Dir: dir, URL: url, ClusterUID: d.uid, Machines: machines, Pool: pool, Image: image, SeedTo: place,
+	d.server, err = metal.New(metal.Config{Dir: dir, URL: url, ClusterUID: d.uid, Machines: machines, Pool: pool, Image: image, SeedTo: d.is.Seed,
 		Seed: func(_ context.Context, m metal.Machine) ([]byte, error) { return configs.of(m) }, Firmware: firmwares, Logf: d.logf})
 	if err != nil {
 		return err
@@ -246,19 +253,22 @@ func (w lineWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// image is what is written, and where a machine's config goes in it.
-func (d *served) image(ctx context.Context, f *cluster.File, agent []byte) (image metal.Image, place install.Place, err error) {
-	file := d.flags.image
+// image is what is written, and what writes it.
+func (d *served) image(ctx context.Context, f *cluster.File, agent []byte) (image metal.Image, err error) {
+	baker, file := &localCluster{local.Set{Dir: d.dir}, d.flags.file}, d.flags.image
 	if file == "" {
-		if file, err = (&localCluster{local.Set{Dir: d.dir}, d.flags.file}).bake(ctx, f, "metal", "raw"); err != nil {
-			return image, place, err
+		if file, err = baker.bake(ctx, f, "metal", "raw"); err != nil {
+			return image, err
 		}
 		if err := d.open(ctx, file, f); err != nil {
-			return image, place, err
+			return image, err
 		}
 	}
-	image, err = packImage(ctx, progress.New(os.Stderr, 0), d.dir, file, d.is, agent)
-	return image, install.Place{Partition: d.is.Partition, Type: "ext4", Directory: "var/lib/cloud/seed/nocloud"}, err
+	live, err := liveSystem(ctx, baker.baked(f, "metal", "raw"))
+	if err != nil {
+		return image, err
+	}
+	return packImage(ctx, progress.New(os.Stderr, 0), d.dir, file, d.is, live, agent)
 }
 
 // open reads an image, which has to be what the cluster file wants.

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -65,13 +66,18 @@ func (c *configs) of(m metal.Machine) ([]byte, error) {
 
 // packImage makes what machines fetch of a baked image, once: its files are named by the
 // image's ID.
-func packImage(ctx context.Context, report *progress.Reporter, dir, file string, is *images.Installable, agent []byte) (m metal.Image, err error) {
+func packImage(ctx context.Context, report *progress.Reporter, dir, file string, is *images.Installable, live images.Live, agent []byte) (m metal.Image, err error) {
 	in := func(name string) string { return filepath.Join(dir, "images", is.ImageID+name) }
 	m = metal.Image{ID: is.ImageID, DiskBytes: is.DiskBytes, Frames: in(".frames"), Kernel: in(".kernel"), Initrd: in(".initrd")}
 	if err := os.MkdirAll(filepath.Join(dir, "images"), 0o755); err != nil {
 		return m, err
 	}
-	if err := installer(ctx, &m, file, agent); err != nil {
+	if live.Kernel != "" {
+		err = liveInstaller(m, live, agent)
+	} else {
+		err = installer(ctx, m, file, agent)
+	}
+	if err != nil {
 		return m, err
 	}
 	index := in(".index")
@@ -140,11 +146,54 @@ func packFrames(ctx context.Context, report *progress.Reporter, frames, index, f
 	return data, atomicfile.Write(index, data, 0o644)
 }
 
-// installer writes the kernel and the initramfs that machines install themselves by.
-func installer(ctx context.Context, m *metal.Image, file string, agent []byte) error {
+// installer writes the kernel and the initramfs that machines install themselves by: the
+// image's own.
+func installer(ctx context.Context, m metal.Image, file string, agent []byte) error {
 	b, err := initrd.Make(ctx, file, agent)
 	if err != nil {
 		return err
 	}
 	return errors.Join(atomicfile.Write(m.Kernel, b.Kernel, 0o644), atomicfile.Write(m.Initrd, b.Initrd, 0o644))
+}
+
+// liveSystem is that of the system's vendor; nothing where the image's own kernel does.
+func liveSystem(ctx context.Context, c images.Config) (live images.Live, err error) {
+	o, err := images.FindOS(c.OS)
+	if err != nil || o.Vendor.Live.Kernel == "" {
+		return live, err
+	}
+	err = withBuilder(c, "", func(b *images.Builder) (err error) {
+		live, err = b.Live(ctx)
+		return err
+	})
+	if err != nil {
+		return live, fmt.Errorf("what machines install themselves by: %w", err)
+	}
+	return live, nil
+}
+
+// liveInstaller writes those of a vendor's live system, with the agent in place of its first
+// process.
+func liveInstaller(m metal.Image, live images.Live, agent []byte) error {
+	if err := atomicfile.CopyFile(m.Kernel, live.Kernel); err != nil {
+		return err
+	}
+	in, err := os.Open(live.Initrd)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := atomicfile.Create(m.Initrd, 0o644)
+	if err != nil {
+		return err
+	}
+	defer out.Abort()
+	n, err := io.Copy(out.File, in)
+	if err != nil {
+		return fmt.Errorf("copying %s: %w", live.Initrd, err)
+	}
+	if _, err := out.Write(initrd.Behind(n, agent)); err != nil {
+		return err
+	}
+	return out.Commit()
 }

@@ -9,17 +9,16 @@ import (
 // bytes on, with zeros between them; what a later one has replaces what an earlier one had
 // (Documentation/driver-api/early-userspace/buffer-format.rst).
 
-// withInit appends an archive with /init, and the directories that it needs before it can
-// make any.
-func withInit(initrd, init []byte) []byte {
-	b := bytes.NewBuffer(bytes.Clone(initrd))
-	align(b)
+// Behind is what follows an initramfs of so many bytes so that the agent is its /init: an
+// archive with it, and with the directories that it needs before it can make any.
+func Behind(initrdBytes int64, agent []byte) []byte {
+	var b bytes.Buffer
 	for _, dir := range []string{"dev", "proc", "sys", "tmp"} {
-		entry(b, dir, 0o040755, nil)
+		entry(&b, dir, 0o040755, nil)
 	}
-	entry(b, "init", 0o100755, init)
-	entry(b, "TRAILER!!!", 0, nil)
-	return b.Bytes()
+	entry(&b, "init", 0o100755, agent)
+	entry(&b, "TRAILER!!!", 0, nil)
+	return append(make([]byte, -initrdBytes&3), b.Bytes()...)
 }
 
 // entry writes one file in the "newc" format: a header of hexadecimal numbers, the name with

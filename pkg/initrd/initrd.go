@@ -1,7 +1,8 @@
 // Package initrd makes what a machine without a system boots from the network: the kernel
 // and the initramfs of a node image itself, so that there is nothing else to fetch or to
 // trust, with the agent as the initramfs' /init. The initramfs' own drivers and modprobe
-// are what that runs on; what else its own scripts would do is not done.
+// are what that runs on; what else its own scripts would do is not done. The live system of a
+// vendor becomes the same, with what Behind makes.
 package initrd
 
 import (
@@ -42,7 +43,7 @@ func Make(ctx context.Context, image string, agent []byte) (Boot, error) {
 	if b.Initrd, err = read(ctx, volume, path.Join(dir, initrdPrefix+version)); err != nil {
 		return b, err
 	}
-	b.Initrd = withInit(b.Initrd, agent)
+	b.Initrd = append(b.Initrd, Behind(int64(len(b.Initrd)), agent)...)
 	return b, nil
 }
 

@@ -85,7 +85,7 @@ func TestForeign(t *testing.T) {
 		agent := bytes.Repeat([]byte{'a'}, size)
 		dir := t.TempDir()
 		cmd := exec.Command(cpio, "--extract", "--quiet")
-		cmd.Dir, cmd.Stdin = dir, bytes.NewReader(withInit(nil, agent))
+		cmd.Dir, cmd.Stdin = dir, bytes.NewReader(Behind(0, agent))
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
@@ -98,6 +98,16 @@ func TestForeign(t *testing.T) {
 		}
 		if fi, err := os.Stat(filepath.Join(dir, "proc")); err != nil || !fi.IsDir() {
 			t.Errorf("proc: %v", err)
+		}
+	}
+}
+
+// TestBehind: the archive begins at a multiple of four bytes, whatever it lies behind.
+func TestBehind(t *testing.T) {
+	for size, zeros := range map[int64]int{0: 0, 1: 3, 2: 2, 3: 1, 4: 0, 392_114_179: 1} {
+		b := Behind(size, []byte("agent"))
+		if got := bytes.Index(b, []byte("070701")); got != zeros || (size+int64(len(b)))%4 != 0 {
+			t.Errorf("behind %d bytes there are %d zeros, and %d bytes in all", size, got, len(b))
 		}
 	}
 }
