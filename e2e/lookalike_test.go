@@ -84,15 +84,19 @@ func lookalike(t *testing.T, vendor string) string {
 	}, "lookalike-"+vendor, hex.EncodeToString(h.Sum(nil)), base) + "/disk.raw"
 }
 
-// flatcarServer has a lookalike as Flatcar's image for QEMU.
+// flatcarServer has a lookalike as Flatcar's image for QEMU, and its live system.
 func flatcarServer(t *testing.T, disk string) *need.FlatcarServer {
 	t.Helper()
-	image, err := os.ReadFile(strings.TrimSuffix(disk, ".raw") + ".qcow2")
-	if err != nil {
-		t.Fatal(err)
+	artifacts := map[string][]byte{}
+	for name, kind := range map[string]string{"flatcar_production_qemu_image.img": "qcow2", "flatcar_production_pxe.vmlinuz": "vmlinuz", "flatcar_production_pxe_image.cpio.gz": "cpio.gz"} {
+		data, err := os.ReadFile(strings.TrimSuffix(disk, "raw") + kind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		artifacts[name] = data
 	}
 	s := need.NewFlatcarServer(t, "..")
-	s.Publish("4800.2.0", need.Day(-1), map[string][]byte{"flatcar_production_qemu_image.img": image})
+	s.Publish("4800.2.0", need.Day(-1), artifacts)
 	return s
 }
 

@@ -22,6 +22,9 @@ import (
 // room is a machine room: a network of its own, with kimage serve on it.
 type room struct {
 	t   *testing.T
+	os  string // of its machines, as --os names it
+	who string // whom that lets in
+	raw string // the image that they get
 	ns  string
 	dir string // with cluster.yaml
 	key string // file of the key that machines let in
@@ -55,11 +58,17 @@ func (r *room) inside(ctx context.Context, argv ...string) *exec.Cmd {
 	return cmd
 }
 
+// newRoom is one whose machines get the image of the stories.
 func newRoom(t *testing.T, serve ...string) *room {
+	t.Helper()
+	return newRoomOf(t, system, user, image, serve...)
+}
+
+func newRoomOf(t *testing.T, system, user, image string, serve ...string) *room {
 	t.Helper()
 	need.Root(t, "a network namespace")
 	key := newKey(t)
-	r := &room{t: t, ns: fmt.Sprintf("kimage-room-%d", os.Getpid()), dir: t.TempDir(), url: "http://" + roomAddress + ":8080"}
+	r := &room{t: t, os: system, who: user, raw: image, ns: fmt.Sprintf("kimage-room-%d", os.Getpid()), dir: t.TempDir(), url: "http://" + roomAddress + ":8080"}
 	r.key = filepath.Join(r.dir, "key")
 	if err := os.WriteFile(r.key, key.PEM, 0o600); err != nil {
 		t.Fatal(err)
@@ -80,7 +89,7 @@ spec:
   machine: {ssh: {authorizedKeys: [%q]}}
   nodes:
   - {name: k8s-01, roles: [etcd, master, worker], address: 192.168.77.101, match: {mac: "52:54:00:17:08:01"}}
-`, system, key.Public)
+`, r.os, key.Public)
 	if err := os.WriteFile(filepath.Join(r.dir, "cluster.yaml"), []byte(file), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +134,7 @@ func (r *room) serve(args ...string) {
 		r.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := r.inside(ctx, append([]string{program, "serve", "--interface", "br0", "--image", image}, args...)...)
+	cmd := r.inside(ctx, append([]string{program, "serve", "--interface", "br0", "--image", r.raw}, args...)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = time.Minute
 	cmd.Stdout, cmd.Stderr = r, r
@@ -236,7 +245,7 @@ func (m *metalMachine) off() {
 // ssh runs a command on the machine.
 func (m *metalMachine) ssh(command string) string {
 	m.t.Helper()
-	out, err := m.inside(m.t.Context(), "ssh", "-q", "-i", m.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=20", user+"@192.168.77.101", command).CombinedOutput()
+	out, err := m.inside(m.t.Context(), "ssh", "-q", "-i", m.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=20", m.who+"@192.168.77.101", command).CombinedOutput()
 	if err != nil {
 		m.t.Errorf("%s: %v\n%s", command, err, out)
 	}

@@ -124,6 +124,14 @@ func TestUnpackConfig(t *testing.T) {
 			t.Errorf("%s is taken", name)
 		}
 	}
+	// At the top of a file system, as Ignition's is.
+	top := t.TempDir()
+	if err := unpackConfig(config(t, tar.Header{Name: "config.ign", Typeflag: tar.TypeReg, Mode: 0o600}), top, ""); err != nil {
+		t.Error(err)
+	}
+	if fi, err := os.Stat(filepath.Join(top, "config.ign")); err != nil || fi.Mode() != 0o600 {
+		t.Errorf("%v, %v", fi, err)
+	}
 	// A link of the image's that leads out of it is not followed.
 	out := t.TempDir()
 	if err := os.Symlink(out, filepath.Join(point, "etc")); err != nil {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kimage-project/kimage/images"
+	"github.com/kimage-project/kimage/pkg/initrd"
 	"github.com/kimage-project/kimage/pkg/metal"
 )
 
@@ -30,7 +34,8 @@ func TestServeRefuses(t *testing.T) {
 		{"no loaders", "", card, []string{"--interface", "eth9", "--ipxe", "/etc"}, []string{"undionly.kpxe", "ipxe"}},
 		{"no image", "", card, []string{"--interface", "eth9", "--image", "nowhere.raw"}, []string{"nowhere.raw"}},
 		{"no image of kimage's", "", card, []string{"--interface", "eth9", "--image", "/bin/sh"}, []string{"/bin/sh", "disk image"}},
-		{"Ignition", "flatcar-stable", card, []string{"--interface", "eth9"}, []string{"flatcar-stable", "cloud-init"}},
+		{"no live system", "fedora-coreos-stable", card, []string{"--interface", "eth9"}, []string{"fedora-coreos-stable", "flatcar-stable", "kimage config"}},
+		{"a root that cannot be edited", "rocky-10", card, []string{"--interface", "eth9"}, []string{"rocky-10", "debian-13"}},
 		{"the port is in use", "", card + "python3 -m http.server --bind 192.168.77.1 8080 >/dev/null 2>&1 & sleep 1; trap 'kill $!' EXIT; ", []string{"--interface", "eth9"}, []string{"8080", "--port"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -69,6 +74,29 @@ func TestPrune(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, "*")); len(left) != 2 || filepath.Base(left[0]) != "new.frames" {
 		t.Errorf("left are %v", left)
+	}
+}
+
+// TestLiveInstaller: what machines boot is the vendor's kernel, and its initramfs as it was
+// with the agent behind it.
+func TestLiveInstaller(t *testing.T) {
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	vendors := bytes.Repeat([]byte("vendor's "), 1001)
+	if err := errors.Join(os.WriteFile(in("vmlinuz"), []byte("kernel"), 0o644), os.WriteFile(in("cpio.gz"), vendors, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	m := metal.Image{Kernel: in("id.kernel"), Initrd: in("id.initrd")}
+	if err := liveInstaller(m, images.Live{Kernel: in("vmlinuz"), Initrd: in("cpio.gz")}, []byte("agent")); err != nil {
+		t.Fatal(err)
+	}
+	kernel, err1 := os.ReadFile(m.Kernel)
+	all, err2 := os.ReadFile(m.Initrd)
+	if err := errors.Join(err1, err2); err != nil || string(kernel) != "kernel" {
+		t.Errorf("%s, %v", kernel, err)
+	}
+	if want := append(vendors, initrd.Behind(int64(len(vendors)), []byte("agent"))...); !bytes.Equal(all, want) {
+		t.Errorf("%d bytes, want %d", len(all), len(want))
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kimage-project/kimage/images"
+	"github.com/kimage-project/kimage/pkg/install"
 	"github.com/kimage-project/kimage/pkg/need"
 )
 
@@ -121,6 +123,9 @@ func TestVendorImage(t *testing.T) {
 	table := need.Judge(t, "sgdisk", "--info=5", baked)
 	if !strings.Contains(table, "'KIMAGE'") {
 		t.Errorf("the lowest free number is not KIMAGE's:\n%s", table)
+	}
+	if is, err := images.OpenInstallable(t.Context(), baked); err != nil || is.Seed != (install.Place{Partition: 6, Type: "btrfs"}) {
+		t.Errorf("its config goes to %+v, %v", is, err)
 	}
 	bakedFile, err := os.Open(baked)
 	if err != nil {

@@ -108,6 +108,40 @@ PYTHON
 	mkfs.xfs -q -m uuid="$3",bigtime=0,inobtcount=0 -p "$work/prototype" "$1"
 }
 
+# live: what Flatcar publishes for PXE, beside the disk: a kernel, and an archive with its
+# /usr as a squashfs. Flatcar's kernel has a small initramfs inside, with modprobe and what
+# mounts disks, but without drivers of cards; Debian's has none, so that here it lies in the
+# same archive. Its first process is none that a kernel can start: who boots it as it is sees
+# that at once.
+live() {
+	small=$root/tmp/small
+	mkdir -p "$small"/{dev,etc,proc,sys,usr/bin,usr/lib,usr/lib64,realinit,sysusr/usr}
+	ln -s usr/bin "$small/bin"
+	ln -s usr/bin "$small/sbin"
+	ln -s bin "$small/usr/sbin"
+	ln -s usr/lib "$small/lib"
+	ln -s usr/lib64 "$small/lib64"
+	echo "the vendor's own first process" >"$small/init"
+	chmod 755 "$small/init"
+	mknod "$small/dev/console" c 5 1
+	[ -e "$root/usr/bin/modprobe" ] || ln -s kmod "$root/usr/bin/modprobe" # where Flatcar has it
+	for file in /usr/bin/kmod $(inside ldd /usr/bin/kmod | grep -o '/[^ ]*'); do
+		install -D "$root$file" "$small$file"
+	done
+	ln -s kmod "$small/usr/bin/modprobe"
+	for module in loop squashfs overlay btrfs dm_verity virtio_pci virtio_blk sd_mod nvme; do
+		for file in $(inside modprobe --set-version "$kver" --show-depends "$module" | sed -n 's#^insmod .*/lib/modules/\([^ ]*\).*#\1#p'); do
+			install -D -m 644 "$root/usr/lib/modules/$file" "$small/usr/lib/modules/$file"
+		done
+	done
+	cp "$root/usr/lib/modules/$kver"/modules.{builtin,builtin.modinfo,order} "$small/usr/lib/modules/$kver/"
+	inside depmod --basedir /tmp/small "$kver"
+	mksquashfs "$root/usr" "$small/usr.squashfs" -quiet -no-progress -comp zstd -Xcompression-level 3
+	(cd "$small" && find . -print0 | cpio --null --create --format=newc --quiet | gzip -1) >"${out%.raw}.cpio.gz"
+	cp "$root/boot/vmlinuz-$kver" "${out%.raw}.vmlinuz"
+	rm -rf "$small"
+}
+
 flatcar() {
 	# disk_layout.json of Flatcar, its layout "base".
 	truncate -s 8455716864 "$out"
@@ -163,6 +197,8 @@ flatcar() {
 	mksquashfs "$work/confext" "$root/usr/lib/confexts/00-flatcar-default.raw" -quiet -no-progress
 	mv "$root/etc" "$root/usr/share/flatcar/etc"
 	mkdir "$root/etc"
+
+	live
 
 	# /usr: btrfs in 260094 blocks, and behind them what verifies it.
 	usr=$((260094 * 4096))
