@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/kimage-project/kimage/pkg/install"
@@ -81,10 +82,37 @@ func content(disk io.ReaderAt, sizeBytes int64) (content, what string, table *pa
 	if table == nil {
 		what, err = remains(disk, sizeBytes)
 	}
+	if err == nil && what == "" {
+		what, err = unknown(disk, sizeBytes, table)
+	}
 	if err != nil || what != "" {
 		return install.Other, what, table, err
 	}
 	return install.Empty, "", table, nil
+}
+
+// unknown is what lies at the ends of a disk without being anything that is known; empty:
+// zeros, as on a disk that was never used or was wiped. A table without partitions does not
+// count.
+func unknown(disk io.ReaderAt, sizeBytes int64, table *parttable.Table) (string, error) {
+	const end, gpt = 1 << 20, 34 * 512
+	skip := int64(0)
+	if table != nil {
+		skip = gpt
+	}
+	for _, part := range []struct {
+		what string
+		at   int64
+	}{{"unknown data in its first MiB", skip}, {"unknown data in its last MiB", max(sizeBytes-end, 0)}} {
+		b := make([]byte, min(end-skip, sizeBytes))
+		if _, err := disk.ReadAt(b, part.at); err != nil && err != io.EOF {
+			return "", fmt.Errorf("reading byte %d: %w", part.at, err)
+		}
+		if slices.ContainsFunc(b, func(c byte) bool { return c != 0 }) {
+			return part.what, nil
+		}
+	}
+	return "", nil
 }
 
 // remains are what is left of a table or a system that nothing can be read of; empty: nothing.

@@ -116,10 +116,41 @@ func TestKimage(t *testing.T) {
 	if _, err := f.WriteAt(b, 0); err != nil {
 		t.Fatal(err)
 	}
+	b[0x1fe] = 0
 	if _, err := f.WriteAt(b, testBytes-1<<20); err != nil {
 		t.Fatal(err)
 	}
-	judge(t, f, install.Empty, "") // random bytes are nobody's
+	judge(t, f, install.Other, "") // whatever that is, nobody said that it may go
+}
+
+// TestUnknown: what no program knows is somebody's, at either end of a disk; a table without
+// partitions is nobody's, and what lies beside it is somebody's again.
+func TestUnknown(t *testing.T) {
+	for _, tt := range []struct {
+		what  string
+		at    int64
+		table bool
+	}{
+		{"first MiB", 0, false}, {"first MiB", 1<<20 - 1, false}, {"last MiB", testBytes - 1<<20, false}, {"last MiB", testBytes - 1, false},
+		{"first MiB", 34 * 512, true}, {"last MiB", testBytes - 34*512 - 1, true}, {"", 1 << 20, false}, {"", -1, true}, {"", -1, false},
+	} {
+		f := newDisk(t)
+		if tt.table {
+			if err := parttable.New(parttable.DeriveGUID("d")).Write(f, testBytes); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if tt.at >= 0 {
+			if _, err := f.WriteAt([]byte{7}, tt.at); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := install.Empty
+		if tt.what != "" {
+			want = install.Other
+		}
+		judge(t, f, want, tt.what)
+	}
 }
 
 // TestOwner: a data partition on a real disk says whose it is, and is not written to.

@@ -30,7 +30,7 @@ type Hello struct {
 
 // What a disk holds.
 const (
-	Empty  = "empty"  // no signature that is known
+	Empty  = "empty"  // zeros at both ends, or a partition table without partitions, and no signature that is known
 	Kimage = "kimage" // a partition KIMAGE, or what an installation left half-way
 	Other  = "other"  // anything else: a file system, partitions, RAID, LVM
 )
