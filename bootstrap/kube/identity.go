@@ -35,6 +35,12 @@ func PoolName(pool, root string) (string, error) {
 	return poolName(pool, readIdentity(root))
 }
 
+// PoolNameOf is the PoolName that a machine gives itself which tells this of itself. Where
+// cards alone tell machines apart, mac has to be that of the first.
+func PoolNameOf(pool, uuid, serial, mac string) (string, error) {
+	return poolName(pool, identity{uuid: uuid, serial: serial, macs: []string{mac}})
+}
+
 func poolName(pool string, id identity) (string, error) {
 	var from string
 	switch {

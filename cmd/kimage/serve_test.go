@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kimage-project/kimage/bootstrap/kube"
 	"github.com/kimage-project/kimage/images"
 	"github.com/kimage-project/kimage/pkg/initrd"
 	"github.com/kimage-project/kimage/pkg/metal"
@@ -74,6 +75,41 @@ func TestPrune(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, "*")); len(left) != 2 || filepath.Base(left[0]) != "new.frames" {
 		t.Errorf("left are %v", left)
+	}
+}
+
+// TestPoolMachine: a machine of a pool is found by the name that its agent makes of the same
+// numbers.
+func TestPoolMachine(t *testing.T) {
+	installed := []metal.Known{
+		{Name: "crowd/52:54:00:17:08:01", MAC: "52:54:00:17:08:01", UUID: "5a1b2c3d-0000-4000-8000-000000000001", Serial: "S1"},
+		{Name: "crowd/52:54:00:17:08:02", MAC: "52:54:00:17:08:02", UUID: "00000000-0000-0000-0000-000000000000", Serial: "S2"},
+		{Name: "crowd/52:54:00:17:08:03", MAC: "52:54:00:17:08:03", Serial: "None"},
+		{Name: "crowd/52:54:00:17:08:04"},
+	}
+	root := func(numbers map[string]string) string {
+		dir := t.TempDir()
+		for name, text := range numbers {
+			file := filepath.Join(dir, "sys/class", name)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text+"\n"), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return dir
+	}
+	for want, numbers := range map[string]map[string]string{
+		"crowd/52:54:00:17:08:01": {"dmi/id/product_uuid": "5A1B2C3D-0000-4000-8000-000000000001", "dmi/id/product_serial": "S1"},
+		"crowd/52:54:00:17:08:02": {"dmi/id/product_uuid": "00000000-0000-0000-0000-000000000000", "dmi/id/product_serial": "S2"},
+		"crowd/52:54:00:17:08:03": {"dmi/id/product_serial": "None", "net/eth0/address": "52:54:00:17:08:03", "net/eth0/device/vendor": "x"},
+		"":                        {"dmi/id/product_serial": "S9"},
+	} {
+		node, err := kube.PoolName("crowd", root(numbers))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := poolMachine("crowd", node, installed); got != want {
+			t.Errorf("%s is %q, want %q", node, got, want)
+		}
 	}
 }
 

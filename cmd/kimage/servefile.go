@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kimage-project/kimage/bootstrap/kube"
 	"github.com/kimage-project/kimage/ignition"
 	"github.com/kimage-project/kimage/ignition/state"
 	"github.com/kimage-project/kimage/images"
@@ -116,7 +117,11 @@ func (d *served) phases(ctx context.Context) error {
 			continue
 		}
 		for key, said := range r.ask(ctx).newest {
-			if said.Report == nil || key[0] != "" { // a pool's machine has given itself a name
+			name := key[1]
+			if key[0] != "" {
+				name = poolMachine(key[0], name, d.server.OfPool(key[0]))
+			}
+			if said.Report == nil || name == "" {
 				continue
 			}
 			phase, why := said.Report.Phase, said.Report.Why
@@ -126,9 +131,20 @@ func (d *served) phases(ctx context.Context) error {
 			if said.Silent {
 				phase, why = "silent", fmt.Sprintf("the masters have not heard of it since %s, when it was %s", said.Heard.UTC().Format(time.DateTime), said.Report.Phase)
 			}
-			d.server.Heard(key[1], phase, why, said.Report.Since)
+			d.server.Heard(name, phase, why, said.Report.Since)
 		}
 	}
+}
+
+// poolMachine is the machine that has given itself a node's name in a pool; empty: none that was
+// installed from here.
+func poolMachine(pool, node string, installed []metal.Known) string {
+	for _, m := range installed {
+		if name, err := kube.PoolNameOf(pool, m.UUID, m.Serial, m.MAC); err == nil && name == node {
+			return m.Name
+		}
+	}
+	return ""
 }
 
 // fits says whether an image is what the cluster file wants.

@@ -123,6 +123,21 @@ func (s *Server) Heard(name, phase, why string, since time.Time) {
 	}
 }
 
+// Known is a machine by what it told of itself when it was installed.
+type Known struct{ Name, MAC, UUID, Serial string }
+
+// OfPool are those of a pool.
+func (s *Server) OfPool(pool string) (all []Known) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, r := range s.records {
+		if strings.HasPrefix(name, pool+"/") {
+			all = append(all, Known{name, r.MAC, r.UUID, r.Serial})
+		}
+	}
+	return all
+}
+
 // asker is what a machine says of itself. DHCP is not told the serial number.
 type asker struct {
 	mac, uuid, serial string
@@ -241,14 +256,14 @@ func (s *Server) plan(h install.Hello) (install.Plan, error) {
 		}
 		s.note(m.Name, true, h.MAC, "boots its disk", why)
 		if r.State != installed {
-			r.MAC, r.UUID, r.State, r.Since = h.MAC, h.UUID, installed, s.config.Now()
+			r.MAC, r.UUID, r.Serial, r.State, r.Since = h.MAC, h.UUID, h.Serial, installed, s.config.Now()
 			return p, s.remember(m.Name, r)
 		}
 	case install.Write:
 		if r.Window, err = window(s.config.Dir, m.Name); err != nil {
 			return p, err
 		}
-		r.MAC, r.UUID, r.State, r.Image, r.Since = h.MAC, h.UUID, writing, s.config.Image.ID, s.config.Now()
+		r.MAC, r.UUID, r.Serial, r.State, r.Image, r.Since = h.MAC, h.UUID, h.Serial, writing, s.config.Image.ID, s.config.Now()
 		if err := s.remember(m.Name, r); err != nil {
 			return p, err
 		}

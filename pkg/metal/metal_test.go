@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kimage-project/kimage/pkg/cluster"
 	"github.com/kimage-project/kimage/pkg/install"
@@ -252,6 +253,18 @@ func TestStrangers(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 	if l := k.Lines(); len(l) != 3 || l[2].Name != "crowd/"+mac9 {
+		t.Errorf("%+v", l)
+	}
+	// Its agent is heard of like those of the file's machines.
+	if status := k.post(install.InstalledPath, install.Progress{MAC: mac9, Phase: install.Installed}, nil); status != http.StatusOK {
+		t.Errorf("status %d", status)
+	}
+	of := k.OfPool("crowd")
+	if len(of) != 1 || of[0].Name != "crowd/"+mac9 || of[0].MAC != mac9 || len(k.OfPool("crow")) != 0 {
+		t.Fatalf("%+v", of)
+	}
+	k.Heard(of[0].Name, "join", "an API server answers", time.Now())
+	if l := k.Lines(); len(l) != 3 || l[2].Phase != "join" || !l[2].Installed {
 		t.Errorf("%+v", l)
 	}
 }

@@ -18,6 +18,7 @@ import (
 type record struct {
 	MAC    string    `json:"mac"`
 	UUID   string    `json:"uuid,omitempty"`
+	Serial string    `json:"serial,omitempty"`
 	State  string    `json:"state"` // "": nothing was written; writing, installed
 	Image  string    `json:"image,omitempty"`
 	Since  time.Time `json:"since"`
