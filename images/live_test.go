@@ -71,8 +71,10 @@ func TestLive(t *testing.T) {
 	if l, err := liveOf(t, s, c, lock, LockUpdate); err != nil || l.Version != "4810.2.0" {
 		t.Errorf("asked anew: %+v, %v", l, err)
 	}
-	if _, err := liveOf(t, s, openCache(t), filepath.Join(t.TempDir(), LockFile), LockFixed); err == nil {
-		t.Error("what no lock pins was taken")
+	other := filepath.Join(t.TempDir(), LockFile)
+	put(t, other, "apiVersion: "+APIVersion+"\nkind: Lock\n")
+	if _, err := liveOf(t, s, c, other, LockFixed); !errors.Is(err, ErrLock) || !strings.Contains(err.Error(), "live-kernel") {
+		t.Errorf("what no lock pins was taken: %v", err)
 	}
 }
 

@@ -68,11 +68,17 @@ type Seed struct {
 // editable says whether activation files are baked into the root.
 func (o OS) editable() bool { return o.Disk.Filesystem == "" || o.Disk.Filesystem == "ext4" }
 
-// Installs says why machines cannot be installed with the OS over the network; nil: they can.
-// That takes a system that runs the installer (the vendor's own, or the image's kernel with
-// its initramfs) and a place on the disk for the config.
+// installs says whether machines can be installed with the OS over the network. That takes a
+// system that runs the installer (the vendor's own, or the image's kernel with its initramfs)
+// and a place on the disk for the config.
+func (o OS) installs() bool {
+	return o.FirstBoot == "cloud-init" && o.editable() || o.Vendor.Live.Kernel != "" && o.Disk.Seed.Partition != ""
+}
+
+// Installs says why machines cannot be installed with the OS over the network, and what can
+// be done about it; nil: they can.
 func (o OS) Installs() error {
-	if o.FirstBoot == "cloud-init" && o.editable() || o.Vendor.Live.Kernel != "" && o.Disk.Seed.Partition != "" {
+	if o.installs() {
 		return nil
 	}
 	all, err := OSes()
@@ -81,7 +87,7 @@ func (o OS) Installs() error {
 	}
 	var can []string
 	for _, other := range all {
-		if other.Name != o.Name && other.Installs() == nil {
+		if other.installs() {
 			can = append(can, other.Name)
 		}
 	}
