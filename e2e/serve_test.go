@@ -258,7 +258,7 @@ func (m *metalMachine) installs() {
 	started := time.Now()
 	m.on()
 	m.awaitPhase("boots the installer", 3*time.Minute)
-	m.awaitPhase("installing", 4*time.Minute)
+	m.awaitPhase("installing", 8*time.Minute) // a live system is large
 	m.awaitPhase("installed", 10*time.Minute)
 	m.t.Logf("installed %s after power-on", time.Since(started).Round(time.Second))
 	m.awaitPhase("ready", 15*time.Minute)
