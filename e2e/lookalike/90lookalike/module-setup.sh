@@ -14,7 +14,7 @@ install() {
 	inst_simple "$moddir/lookalike.service" /usr/lib/systemd/system/lookalike.service
 	inst_simple "$moddir/oem.sh" /usr/bin/lookalike-oem
 	inst_simple "$moddir/lookalike-oem.service" /usr/lib/systemd/system/lookalike-oem.service
-	mkdir -p "$initdir/usr/lib/systemd/system/ignition-fetch-offline.service.requires"
+	mkdir -p "$initdir/usr/lib/ignition" "$initdir/usr/lib/systemd/system/ignition-fetch-offline.service.requires"
 	ln -s ../lookalike-oem.service "$initdir/usr/lib/systemd/system/ignition-fetch-offline.service.requires/lookalike-oem.service"
 	mkdir -p "$initdir/usr/lib/systemd/system/initrd-root-fs.target.requires"
 	ln -s ../lookalike.service "$initdir/usr/lib/systemd/system/initrd-root-fs.target.requires/lookalike.service"
