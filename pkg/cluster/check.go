@@ -99,6 +99,7 @@ func (c *checker) check() {
 	if names := x.Spec.Platform.names(); len(names) > 1 {
 		c.bad("spec.platform", "names %s: choose one", strings.Join(names, " and "))
 	}
+	c.gce()
 }
 
 // Recipient reads one entry of spec.secrets.encryptTo.
@@ -356,6 +357,7 @@ func (c *checker) machine(t Target) {
 	if m := t.Machine.QEMU.MemoryMiB; m < 0 || m > 0 && m < 512 {
 		c.bad(at("qemu.memoryMiB"), "give 512 or more")
 	}
+	c.gceMachine(m.GCE, func(key string) string { return at("gce." + key) })
 	if d := m.Disks.Install; d.Path != "" && !strings.HasPrefix(d.Path, "/dev/") {
 		c.bad(at("disks.install.path"), "not a path below /dev")
 	}

@@ -119,7 +119,7 @@ type Secrets struct {
 type Platform struct {
 	QEMU      *struct{} `yaml:"qemu"`
 	Metal     *struct{} `yaml:"metal"`
-	GCE       *struct{} `yaml:"gce"`
+	GCE       *GCE      `yaml:"gce"`
 	AWS       *struct{} `yaml:"aws"`
 	Azure     *struct{} `yaml:"azure"`
 	OpenStack *struct{} `yaml:"openstack"`
@@ -137,9 +137,9 @@ func (p Platform) Name() string {
 func (p Platform) names() (out []string) {
 	for _, x := range []struct {
 		name string
-		set  *struct{}
-	}{{"qemu", p.QEMU}, {"metal", p.Metal}, {"gce", p.GCE}, {"aws", p.AWS}, {"azure", p.Azure}, {"openstack", p.OpenStack}} {
-		if x.set != nil {
+		set  bool
+	}{{"qemu", p.QEMU != nil}, {"metal", p.Metal != nil}, {"gce", p.GCE != nil}, {"aws", p.AWS != nil}, {"azure", p.Azure != nil}, {"openstack", p.OpenStack != nil}} {
+		if x.set {
 			out = append(out, x.name)
 		}
 	}
@@ -161,7 +161,7 @@ type Machine struct {
 	Override   []string            `yaml:"override" doc:"files, units and keys of kimage's that the snippet may replace"`
 	Disks      Disks               `yaml:"disks"`
 	QEMU       QEMU                `yaml:"qemu" doc:"size of the virtual machine that kimage up makes"`
-	GCE        Reserved            `yaml:"gce" doc:"sizes of GCE machines"`
+	GCE        GCEMachine          `yaml:"gce" doc:"the instance that kimage gce makes"`
 }
 
 // Taint is one taint of a Node.

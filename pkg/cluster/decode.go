@@ -225,6 +225,12 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 			return
 		}
 		v.SetInt(int64(i))
+	case reflect.Bool:
+		if n.Value != "true" && n.Value != "false" {
+			d.problem(path, n, "expected true or false")
+			return
+		}
+		v.SetBool(n.Value == "true")
 	default:
 		panic("BUG: the cluster file has a field of kind " + v.Kind().String())
 	}

@@ -56,6 +56,8 @@ func schemaOf(t reflect.Type, s Support, path string) schema {
 		return schema{"type": []string{"array", "null"}, "items": schemaOf(t.Elem(), s, path+"[]")}
 	case reflect.Int:
 		return schema{"type": []string{"integer", "null"}}
+	case reflect.Bool:
+		return schema{"type": []string{"boolean", "null"}}
 	}
 	// What looks like a number or a truth value to YAML is a text where one is wanted.
 	return schema{"type": []string{"string", "number", "boolean", "null"}}
