@@ -311,7 +311,7 @@ func TestExamples(t *testing.T) {
 		text, _, _ = strings.Cut(text, "  ")
 		text, to, redirected := strings.Cut(text, " > ")
 		args := strings.Fields(text)[1:]
-		if slices.Contains([]string{"up", "down", "status", "ssh", "console", "logs", "kubeconfig", "replace", "serve"}, args[0]) || slices.Contains(args, "fetch") {
+		if slices.Contains([]string{"up", "down", "status", "ssh", "console", "logs", "kubeconfig", "replace", "serve", "gce"}, args[0]) || slices.Contains(args, "fetch") {
 			// Machines are booted elsewhere, and no vendor is here: that such a line is
 			// understood is enough.
 			if err := understood(args); err != nil {

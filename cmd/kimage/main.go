@@ -68,13 +68,14 @@ no virtual machine, no container engine, no root.
   kimage cluster new              a cluster file to begin with
   kimage config                   what each of its machines is told at first boot
   kimage up                       a cluster on this computer
-  kimage serve --interface eth1   machines that boot from the network are installed`,
+  kimage serve --interface eth1   machines that boot from the network are installed
+  kimage gce up                   a cluster on Google Compute Engine`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newBuild(), newLock(), newInspect(), newVerify(), newDiff(), newCluster(), newConfig(), newSecrets(), newUp(), newDown(), newStatus(), newKubeconfig(), newSSH(), newConsole(), newLogs(), newReplace(), newServe(), newSupervise(), newVagrant(), newList(), newDoctor(), newCache(), newVersion())
+	root.AddCommand(newBuild(), newLock(), newInspect(), newVerify(), newDiff(), newCluster(), newConfig(), newSecrets(), newUp(), newDown(), newStatus(), newKubeconfig(), newSSH(), newConsole(), newLogs(), newReplace(), newServe(), newGCE(), newSupervise(), newVagrant(), newList(), newDoctor(), newCache(), newVersion())
 	return root
 }
