@@ -272,7 +272,7 @@ func TestErrors(t *testing.T) {
 
 func TestOperationThatNeverEnds(t *testing.T) {
 	s := gcetest.New(t)
-	s.Polls = 1 << 20
+	s.Polls = -1
 	c := newCloud(t, s)
 	c.Operation = 300 * time.Millisecond
 	_, err := c.Up(t.Context(), demo())

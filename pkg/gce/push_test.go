@@ -47,12 +47,12 @@ func TestPush(t *testing.T) {
 		{"lost chunks", func(s *gcetest.Server) { s.Drop = 16 << 20 }},
 		{"lost answers", func(s *gcetest.Server) {
 			s.Fault = func(r gcetest.Request, n int) gcetest.Fault {
-				return gcetest.Fault{Lost: strings.HasSuffix(r.ID, "chunk") && n%2 == 0}
+				return gcetest.Fault{Lost: strings.HasSuffix(r.ID, "chunk") && n%3 == 0}
 			}
 		}},
 		{"503", func(s *gcetest.Server) {
 			s.Fault = func(r gcetest.Request, n int) gcetest.Fault {
-				if strings.HasSuffix(r.ID, "chunk") && n%2 == 0 {
+				if strings.HasSuffix(r.ID, "chunk") && n%3 == 0 {
 					return gcetest.Fault{Status: 503, Reason: "backendError", Message: "Backend Error"}
 				}
 				return gcetest.Fault{}

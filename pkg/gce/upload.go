@@ -105,26 +105,29 @@ func (c *Cloud) session(ctx context.Context, state string, size int64, object st
 func (c *Cloud) transfer(ctx context.Context, session string, file io.ReaderAt, size int64) (o storage.Object, err error) {
 	bar := c.Report.Bar("uploading", size)
 	defer bar.Done()
-	at, shown := int64(-1), int64(0) // -1: it has to be asked
+	at, done := int64(-1), false // -1: it has to be asked
 	buffer := make([]byte, min(chunkBytes, size))
-	for done := false; !done; {
-		// Each chunk has all its attempts.
-		err := c.again(ctx, func() error {
-			n, header := 0, fmt.Sprintf("bytes */%d", size)
-			if at >= 0 {
-				n = int(min(chunkBytes, size-at))
-				if _, err := file.ReadAt(buffer[:n], at); err != nil {
+	explain := func(err error) error {
+		return c.explain(call{method: http.MethodPut, path: "/upload" + c.bucketPath("o")}, err)
+	}
+	for shown := int64(0); !done; {
+		// Each chunk has all its attempts, and only what gets further ends them.
+		err := c.again(ctx, func() (err error) {
+			if at < 0 {
+				if at, done, err = c.chunk(ctx, session, fmt.Sprintf("bytes */%d", size), nil, &o); err != nil || done {
 					return err
 				}
-				header = fmt.Sprintf("bytes %d-%d/%d", at, at+int64(n)-1, size)
 			}
-			at = -1 // unless it is answered
-			var err error
-			at, done, err = c.chunk(ctx, session, header, buffer[:n], &o)
+			from, part := at, buffer[:min(chunkBytes, size-at)]
+			if _, err := file.ReadAt(part, from); err != nil {
+				return err
+			}
+			at, done, err = c.chunk(ctx, session, fmt.Sprintf("bytes %d-%d/%d", from, from+int64(len(part))-1, size), part, &o)
+			if err == nil && !done && at <= from {
+				err = fmt.Errorf("Cloud Storage took nothing of a chunk at %d: %w", from, io.ErrUnexpectedEOF)
+			}
 			return err
-		}, func(err error) error {
-			return c.explain(call{method: http.MethodPut, path: "/upload" + c.bucketPath("o")}, err)
-		})
+		}, explain)
 		if err != nil {
 			return o, err
 		}

@@ -29,6 +29,9 @@ func (s *Server) serveCompute(w http.ResponseWriter, r *http.Request, id, at str
 	case verb == "list":
 		s.list(w, r, at, false)
 	case verb == "get":
+		for _, op := range s.ops {
+			op.tick()
+		}
 		if o := s.compute[at]; o != nil {
 			answer(w, o)
 		} else {
@@ -96,17 +99,23 @@ func (s *Server) wait(w http.ResponseWriter, name string) {
 		fail(w, http.StatusNotFound, "notFound", "no operation "+name)
 		return
 	}
-	if op.polls == 0 && op.object["status"] != "DONE" {
+	op.tick()
+	answer(w, op.object)
+}
+
+// tick brings an operation on: it ends without being waited for.
+func (op *operation) tick() {
+	switch {
+	case op.object["status"] == "DONE":
+	case op.polls != 0:
+		op.polls--
+		op.object["status"] = "RUNNING"
+	default:
 		op.object["status"], op.object["progress"] = "DONE", 100
 		if op.done != nil {
 			op.done()
 		}
 	}
-	if op.polls > 0 {
-		op.polls--
-		op.object["status"] = "RUNNING"
-	}
-	answer(w, op.object)
 }
 
 func (s *Server) link(at string) string {

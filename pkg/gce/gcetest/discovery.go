@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // discovery is a document by which Google describes an API
@@ -34,7 +35,7 @@ type method struct {
 	HTTPMethod string                  `json:"httpMethod"`
 	Path       string                  `json:"path"`
 	Parameters map[string]parameter    `json:"parameters"`
-	Request    struct{ Ref string }    `json:"request"`
+	Request    property                `json:"request"`
 	Upload     struct{ Protocols any } `json:"mediaUpload"`
 
 	match *regexp.Regexp
@@ -58,9 +59,9 @@ type property struct {
 	AdditionalProperties *property           `json:"additionalProperties"`
 }
 
-// readDiscovery reads the documents that Google's Go library was generated from, which
-// lie in its module.
-func readDiscovery() (out []*discovery, err error) {
+// documents are those that Google's Go library was generated from, which lie in its
+// module; of many servers in a test each needs them.
+var documents = sync.OnceValues(func() (out []*discovery, err error) {
 	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "google.golang.org/api").Output()
 	if err != nil {
 		return nil, fmt.Errorf("where is the module google.golang.org/api: %w", err)
@@ -78,7 +79,7 @@ func readDiscovery() (out []*discovery, err error) {
 		out = append(out, d)
 	}
 	return out, nil
-}
+})
 
 var inBraces = regexp.MustCompile(`\{\+?([a-zA-Z]+)\}`)
 

@@ -45,7 +45,7 @@ type Server struct {
 	Fault func(r Request, n int) Fault
 	// Answered is told of every request when it has been carried out; nil: nobody.
 	Answered func(r Request, n int)
-	// Polls is how often an operation is asked for until it ends; -1: it never does.
+	// Polls is how often something is looked up until an operation ends; -1: it never does.
 	Polls int
 	// Drop is how many bytes of each chunk of an upload are lost.
 	Drop int
@@ -74,11 +74,11 @@ const pageSize = 2
 // documents fails the test.
 func New(t testing.TB) *Server {
 	t.Helper()
-	documents, err := readDiscovery()
+	all, err := documents()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{Project: "my-project", t: t, documents: documents, compute: map[string]object{}, ops: map[string]*operation{}, asked: map[string]string{}, buckets: map[string]*bucket{}, sessions: map[string]*session{}}
+	s := &Server{Project: "my-project", t: t, documents: all, compute: map[string]object{}, ops: map[string]*operation{}, asked: map[string]string{}, buckets: map[string]*bucket{}, sessions: map[string]*session{}}
 	s.Server = httptest.NewServer(http.HandlerFunc(s.serve))
 	t.Cleanup(func() {
 		s.Close()
