@@ -43,6 +43,13 @@ func TestImportsPointOneWay(t *testing.T) {
 			t.Fatal(err)
 		}
 		path := strings.TrimPrefix(p.ImportPath, module)
+		for _, i := range p.Imports {
+			for _, sdk := range []string{"cloud.google.com/", "google.golang.org/api/"} {
+				if strings.HasPrefix(i, sdk) && path != "pkg/gce" {
+					t.Errorf("%s imports %s, which is pkg/gce's alone", path, i)
+				}
+			}
+		}
 		for from, not := range forbidden {
 			if !strings.HasPrefix(path, from) {
 				continue
