@@ -16,8 +16,10 @@ import (
 // What is the cluster's in a bucket has its ID in front: kimage/ID/ROLE/NAME for configs,
 // which each role's service account may read, and kimage/ID/images/NAME, until the image
 // is made of it.
-func (c *Cloud) prefix(more ...string) string {
-	return strings.Join(append([]string{"kimage", c.ID}, more...), "/")
+func (c *Cloud) prefix(more ...string) string { return prefix(c.ID, more...) }
+
+func prefix(clusterID string, more ...string) string {
+	return strings.Join(append([]string{"kimage", clusterID}, more...), "/")
 }
 
 func (c *Cloud) bucketPath(more ...string) string {

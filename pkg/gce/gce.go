@@ -64,6 +64,9 @@ func New(c Config) (*Cloud, error) {
 	if c.Network == "" {
 		c.Network = "default"
 	}
+	if c.Subnetwork == "" { // networks of auto mode call theirs like themselves
+		c.Subnetwork = c.Network
+	}
 	if c.Operation == 0 {
 		c.Operation = 20 * time.Minute
 	}

@@ -86,7 +86,7 @@ func TestUpDown(t *testing.T) {
 		}
 	}
 	m1 := s.Resource("zones/europe-west1-b/instances/demo-m1")
-	if got := text(t, m1["networkInterfaces"]); !strings.Contains(got, `"networkIP":"10.132.0.11"`) {
+	if got := text(t, m1["networkInterfaces"]); !strings.Contains(got, `"networkIP":"10.132.0.11"`) || !strings.Contains(got, "regions/europe-west1/subnetworks/default") {
 		t.Errorf("m1 has not its address: %s", got)
 	}
 	if got := text(t, m1["serviceAccounts"]); !strings.Contains(got, "m@my-project") {

@@ -82,8 +82,7 @@ func (c *Cloud) planMachine(p *plan, x Cluster, m Machine) error {
 		if c.account(role) == "" {
 			return fmt.Errorf("spec.platform.gce.serviceAccounts.%s is missing in the cluster file: it reads the machine's config (gcloud iam service-accounts create NAME --project %s); without one, --inline leaves secrets in metadata", role, c.Project)
 		}
-		const digits = 12
-		object := c.prefix(role, m.Name+"-"+sum(m.Config)[:digits])
+		object := ConfigObject(c.ID, m.Target, m.Config)
 		p.objects[object] = m.Config
 		var err error
 		if userData, err = UserData(x.FirstBoot, c.Bucket, object, m.Config); err != nil {
@@ -214,9 +213,6 @@ func (c *Cloud) properties(x Cluster, m Machine, role string, userData []byte) *
 }
 
 func (c *Cloud) subnetwork() string {
-	if c.Subnetwork == "" {
-		return ""
-	}
 	return "projects/" + c.Project + "/regions/" + region(c.Zone) + "/subnetworks/" + c.Subnetwork
 }
 

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+
+	"github.com/kimage-project/kimage/pkg/cluster"
 )
 
 // First-boot systems, as an OS file names them.
@@ -14,6 +16,13 @@ const (
 	Ignition  = "ignition"
 	CloudInit = "cloud-init"
 )
+
+// ConfigObject is where the config of a node or pool lies in the bucket: below the role
+// whose service account reads it, under a name that another config does not have.
+func ConfigObject(clusterID string, t cluster.Target, config []byte) string {
+	const digits = 12
+	return prefix(clusterID, roleOf(t), t.Name+"-"+sum(config)[:digits])
+}
 
 // UserData is what an instance's metadata holds in place of its config: where in the
 // bucket that lies, and its digest. Whoever can read metadata learns nothing, and whoever
