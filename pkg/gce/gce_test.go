@@ -212,6 +212,17 @@ func TestAgain(t *testing.T) {
 			}
 			c := newCloud(t, s)
 			up(t, c, demo())
+			// A call that is made again has the ID of the first, by which Google knows it.
+			ids := map[string]string{}
+			for _, r := range s.Requests() {
+				if strings.HasSuffix(r.ID, ".insert") && strings.HasPrefix(r.ID, "compute.") {
+					id, what := r.Query.Get("requestId"), r.Path+string(r.Body)
+					if id == "" || ids[what] != "" && ids[what] != id {
+						t.Errorf("%s: request ID %q, before %q", r.ID, id, ids[what])
+					}
+					ids[what] = id
+				}
+			}
 			if got := strings.Count(strings.Join(s.All(), "\n"), "/instances/"); got != 4 {
 				t.Errorf("%d instances", got)
 			}

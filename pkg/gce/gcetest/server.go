@@ -13,6 +13,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +26,7 @@ type Request struct {
 	ID     string // of the method, such as compute.instances.insert
 	Method string
 	Path   string
+	Query  url.Values
 	Body   []byte
 }
 
@@ -152,7 +154,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.mu.Lock()
-	request := Request{Method: r.Method, Path: r.URL.EscapedPath(), Body: body}
+	request := Request{Method: r.Method, Path: r.URL.EscapedPath(), Query: r.URL.Query(), Body: body}
 	if _, ok := s.sessions[r.URL.Query().Get("upload_id")]; ok || r.URL.Query().Has("upload_id") {
 		request.ID = "storage.objects.insert.chunk"
 	} else {
