@@ -284,6 +284,25 @@ func (m *metalMachine) powerCycles(n int) {
 	}
 }
 
+// replaces releases the machine, which is the whole of etcd, and has it installed once more.
+func (m *metalMachine) replaces() {
+	m.t.Helper()
+	program, err := filepath.Abs("../bin/kimage")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if out, err := m.inside(m.t.Context(), program, "replace", "k8s-01").CombinedOutput(); err == nil || !strings.Contains(string(out), "only etcd member") {
+		m.t.Errorf("%v: %s", err, out)
+	}
+	if out, err := m.inside(m.t.Context(), program, "replace", "k8s-01", "--yes").CombinedOutput(); err != nil {
+		m.t.Errorf("%v: %s", err, out)
+	}
+	m.off()
+	m.on()
+	m.awaitPhase("installing", 5*time.Minute)
+	m.awaitPhase("installed", 10*time.Minute)
+}
+
 // TestServe: a machine with an empty disk, whose BIOS tries the network first, is installed
 // by the only DHCP server there is, and becomes a cluster. After that it boots its disk,
 // however often it is switched on, until it is released.
@@ -295,20 +314,7 @@ func TestServe(t *testing.T) {
 		t.Error(out)
 	}
 	m.powerCycles(5)
-	program, err := filepath.Abs("../bin/kimage")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if out, err := m.inside(t.Context(), program, "replace", "k8s-01").CombinedOutput(); err == nil || !strings.Contains(string(out), "only etcd member") {
-		t.Errorf("%v: %s", err, out)
-	}
-	if out, err := m.inside(t.Context(), program, "replace", "k8s-01", "--yes").CombinedOutput(); err != nil {
-		t.Errorf("%v: %s", err, out)
-	}
-	m.off()
-	m.on()
-	m.awaitPhase("installing", 5*time.Minute)
-	m.awaitPhase("installed", 10*time.Minute)
+	m.replaces()
 }
 
 // TestServeUEFI: as TestServe, by UEFI and beside a DHCP server that knows nothing of it.

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -43,17 +42,7 @@ func TestServeFlatcar(t *testing.T) {
 	m.installs()
 	m.isFlatcar()
 	m.powerCycles(2)
-	program, err := filepath.Abs("../bin/kimage")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if out, err := m.inside(t.Context(), program, "replace", "k8s-01", "--yes").CombinedOutput(); err != nil {
-		t.Errorf("%v: %s", err, out)
-	}
-	m.off()
-	m.on()
-	m.awaitPhase("installing", 5*time.Minute)
-	m.awaitPhase("installed", 10*time.Minute)
+	m.replaces()
 }
 
 // TestServeFlatcarUEFI: by UEFI, beside another DHCP server; its power fails while the disk is

@@ -4,11 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"net/http"
 	"os"
@@ -37,25 +33,7 @@ func gceProject(t *testing.T, topology, osName string) (dir string, s *gcetest.S
   pools:
   - {name: more, size: 2, machine: {gce: {machineType: e2-standard-8, diskGiB: 100}}}
 `)
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	account, err := json.Marshal(map[string]string{"type": "service_account", "project_id": "my-project", "private_key_id": "1", "client_email": "operator@my-project.iam.gserviceaccount.com", "client_id": "1",
-		"token_uri": s.URL + "/token", "private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))})
-	if err != nil {
-		t.Fatal(err)
-	}
-	credentials := filepath.Join(t.TempDir(), "key.json")
-	if err := os.WriteFile(credentials, account, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", credentials)
-	t.Setenv("KIMAGE_GCE_ENDPOINT", s.URL)
+	s.Operator()
 	gceImage(t, dir, osName, "gce")
 	return dir, s
 }
