@@ -205,7 +205,7 @@ func (c *cloud) metadata(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Metadata-Flavor", "Google")
 	dir, isDir := at.(map[string]any)
 	switch {
-	case isDir && (r.URL.Query().Get("recursive") == "true" || path.Base(asked) == "token"):
+	case isDir && (strings.EqualFold(r.URL.Query().Get("recursive"), "true") || path.Base(asked) == "token"):
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(at)
 	case isDir:
