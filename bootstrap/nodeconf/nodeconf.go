@@ -84,7 +84,7 @@ type Cluster struct {
 
 // Node is the machine itself: one of the cluster file, or one of a pool.
 type Node struct {
-	Name      string            `json:"name,omitempty"` // empty: of a pool; the agent makes POOL-HASH of the machine's identity
+	Name      string            `json:"name,omitempty"` // empty: of a pool; POOL-HASH of the machine's identity, on Compute Engine the instance's name
 	Pool      string            `json:"pool,omitempty"`
 	Roles     []string          `json:"roles"`
 	Addresses []string          `json:"addresses,omitempty"` // one per family; empty: the source of the route to the masters

@@ -50,6 +50,19 @@ func (c *Cloud) do(ctx context.Context, r call) error {
 			return err
 		}
 	}
+	return c.ask(ctx, r, body, func(res *http.Response) error {
+		if r.into == nil || res.StatusCode == http.StatusNoContent {
+			return nil
+		}
+		if err := json.NewDecoder(res.Body).Decode(r.into); err != nil {
+			return fmt.Errorf("the answer of %s: %w", r.path, err)
+		}
+		return nil
+	})
+}
+
+// ask makes a call until it succeeds, and has take read the answer.
+func (c *Cloud) ask(ctx context.Context, r call, body []byte, take func(*http.Response) error) error {
 	return c.again(ctx, func() error {
 		res, err := c.send(ctx, r, body)
 		if err != nil {
@@ -59,13 +72,7 @@ func (c *Cloud) do(ctx context.Context, r call) error {
 		if err := googleapi.CheckResponse(res); err != nil {
 			return err
 		}
-		if r.into == nil || res.StatusCode == http.StatusNoContent {
-			return nil
-		}
-		if err := json.NewDecoder(res.Body).Decode(r.into); err != nil {
-			return fmt.Errorf("the answer of %s: %w", r.path, err)
-		}
-		return nil
+		return take(res)
 	}, func(err error) error { return c.explain(r, err) })
 }
 

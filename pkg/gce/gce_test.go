@@ -340,3 +340,20 @@ func text(t *testing.T, v any) string {
 	t.Helper()
 	return strings.ReplaceAll(strings.ReplaceAll(fmt.Sprintf("%s", must(t, v)), " ", ""), "\n", "")
 }
+
+// TestLongNames: Google allows a group's machines 58 letters, five fewer than the group
+// itself, for what it appends (the text at baseInstanceName in its document).
+func TestLongNames(t *testing.T) {
+	s := gcetest.New(t)
+	c := newCloud(t, s)
+	c.Cluster = strings.Repeat("c", 30)
+	x := demo()
+	x.Machines[2].Name = strings.Repeat("p", 31)
+	if _, err := c.Up(t.Context(), x); err != nil {
+		t.Fatal(err)
+	}
+	group := s.Resource("zones/europe-west1-b/instanceGroupManagers/" + name(c.Cluster, x.Machines[2].Name))
+	if base, _ := group["baseInstanceName"].(string); base == "" || len(base) > 58 {
+		t.Errorf("machines of the group are called %q, %d letters", base, len(base))
+	}
+}

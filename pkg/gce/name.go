@@ -7,21 +7,25 @@ import (
 	"strings"
 )
 
-// maxName is how long a resource's name may be (RFC 1035).
-const maxName = 63
+const (
+	maxName = 63 // bytes of a resource's name (RFC 1035)
+	maxBase = 58 // of a managed group's baseInstanceName: what it makes of it has five more
+)
 
 // name joins parts into the name of a resource. What would be too long ends in a digest
 // instead, so that names stay different.
-func name(parts ...string) string {
+func name(parts ...string) string { return nameUpTo(maxName, parts...) }
+
+func nameUpTo(most int, parts ...string) string {
 	full := clean(strings.Join(parts, "-"))
 	if full[0] < 'a' || full[0] > 'z' {
 		full = "k-" + full
 	}
-	if len(full) <= maxName {
+	if len(full) <= most {
 		return full
 	}
 	const digits = 8
-	return strings.TrimRight(full[:maxName-digits-1], "-") + "-" + sum([]byte(full))[:digits]
+	return strings.TrimRight(full[:most-digits-1], "-") + "-" + sum([]byte(full))[:digits]
 }
 
 // clean makes of a version or such what may be in a name or a label.

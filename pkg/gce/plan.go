@@ -109,7 +109,7 @@ func (c *Cloud) planMachine(p *plan, x Cluster, m Machine) error {
 	p.templates = append(p.templates, template)
 	link := c.link(templates, "", template.name)
 	if m.Pool {
-		body := &compute.InstanceGroupManager{Name: name(c.Cluster, m.Name), BaseInstanceName: name(c.Cluster, m.Name), InstanceTemplate: link, TargetSize: int64(m.Size), ForceSendFields: []string{"TargetSize"},
+		body := &compute.InstanceGroupManager{Name: name(c.Cluster, m.Name), BaseInstanceName: nameUpTo(maxBase, c.Cluster, m.Name), InstanceTemplate: link, TargetSize: int64(m.Size), ForceSendFields: []string{"TargetSize"},
 			// A node that is gone is made again; one that runs is not replaced unasked.
 			UpdatePolicy: &compute.InstanceGroupManagerUpdatePolicy{Type: "OPPORTUNISTIC"}}
 		d, err := digest(body)

@@ -77,20 +77,12 @@ func (c *Cloud) session(ctx context.Context, state string, size int64, object st
 	}
 	r := call{method: http.MethodPost, path: "/upload" + c.bucketPath("o"), query: url.Values{"uploadType": {"resumable"}, "name": {object}},
 		header: http.Header{"X-Upload-Content-Type": {"application/gzip"}, "X-Upload-Content-Length": {strconv.FormatInt(size, 10)}}}
-	err := c.again(ctx, func() error {
-		res, err := c.send(ctx, r, nil)
-		if err != nil {
-			return err
-		}
-		defer googleapi.CloseBody(res)
-		if err := googleapi.CheckResponse(res); err != nil {
-			return err
-		}
+	err := c.ask(ctx, r, nil, func(res *http.Response) error {
 		if s = (uploadState{where, res.Header.Get("Location")}); s.Session == "" {
 			return errors.New("Cloud Storage began an upload without saying where")
 		}
 		return nil
-	}, func(err error) error { return c.explain(r, err) })
+	})
 	if err != nil {
 		return "", err
 	}
