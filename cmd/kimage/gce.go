@@ -76,8 +76,8 @@ func newGCEPush() *cobra.Command {
 family, architecture, guest OS features and labels, and deletes the upload. An image
 with the same content is not uploaded again. An upload that was cut off goes on where
 it ended.`,
-		Example: `  kimage gce push out/kimage.tar.gz
-  kimage gce push out/kimage.tar.gz --dry-run`,
+		Example: `  kimage gce push out/debian-13-v1.37.2-amd64-gce.tar.gz
+  kimage gce push out/debian-13-v1.37.2-amd64-gce.tar.gz --dry-run`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return g.push(cmd, args[0]) },
 	})
@@ -212,6 +212,9 @@ func (g *gceFlags) goesOn(err error) error {
 }
 
 func (g *gceFlags) push(cmd *cobra.Command, file string) error {
+	if err := gce.CheckImage(file); err != nil {
+		return err
+	}
 	m, err := images.BesideArtifact(file)
 	if err != nil {
 		return err
@@ -226,9 +229,6 @@ func (g *gceFlags) push(cmd *cobra.Command, file string) error {
 	}
 	if err := fits(&images.Installable{OS: m.OS, Kubernetes: m.Kubernetes, Runtime: m.Runtime, Network: m.Network, Arch: m.Arch}, f); err != nil {
 		return fmt.Errorf("%s: %w", file, err)
-	}
-	if err := gce.CheckImage(file); err != nil {
-		return err
 	}
 	c, err := g.on(cmd, f, s, 3)
 	if err != nil {
