@@ -27,7 +27,7 @@ const (
 	pauseOthers  = 500 * time.Millisecond // while others are: there may be a thousand that ask
 	pauseMoving  = 2 * time.Second
 	pauseSettled = 10 * time.Second
-	pausePerCPU  = 10 // times the processor time of the look, up to pauseMost
+	pausePerCPU  = 30 // times the processor time of the look, up to pauseMost
 	pauseMost    = 5 * time.Second
 )
 
