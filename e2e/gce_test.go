@@ -62,6 +62,7 @@ spec:
 type cloud struct {
 	t       *testing.T
 	ns, dir string
+	user    string // who logs in
 	key     string
 	api     *gcetest.Server
 	attrs   map[string]string // of the instance
@@ -122,11 +123,12 @@ func (c *cloud) kimage(args ...string) string {
 	return string(out)
 }
 
-func newCloud(t *testing.T) *cloud {
+// newCloud is a project whose cluster file wants an operating system, on which user logs in.
+func newCloud(t *testing.T, system, user string) *cloud {
 	t.Helper()
 	need.Root(t, "a network namespace")
 	need.Program(t, "dnsmasq", "dnsmasq-base")
-	c := &cloud{t: t, ns: fmt.Sprintf("kimage-cloud-%d", os.Getpid()), dir: t.TempDir(), api: gcetest.New(t), attrs: map[string]string{}}
+	c := &cloud{t: t, ns: fmt.Sprintf("kimage-cloud-%d", os.Getpid()), dir: t.TempDir(), user: user, api: gcetest.New(t), attrs: map[string]string{}}
 	key := newKey(t)
 	c.key, c.console = filepath.Join(c.dir, "key"), filepath.Join(c.dir, "console.log")
 	if err := os.WriteFile(c.key, key.PEM, 0o600); err != nil {
@@ -263,7 +265,7 @@ func (c *cloud) template() {
 	}
 }
 
-// trust has the image believe the storage's certificate, which no real authority gives.
+// trust has the image's root believe the storage's certificate, which no real authority gives.
 func (c *cloud) trust(disk string) {
 	c.t.Helper()
 	var table struct {
@@ -317,30 +319,25 @@ func (c *cloud) boot(disk string) {
 }
 
 func (c *cloud) ssh(command string) (string, error) {
-	out, err := c.inside(c.t.Context(), "ssh", "-q", "-i", c.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=20", user+"@"+gceNode, command).CombinedOutput()
+	out, err := c.inside(c.t.Context(), "ssh", "-q", "-i", c.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=20", c.user+"@"+gceNode, command).CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }
 
-// TestGCE: the archive that kimage gce push uploads and the template's very user data, on an
-// instance whose metadata server, storage and network are like Google's: it fetches its
-// config, becomes a cluster, and closes the metadata server to pods.
-func TestGCE(t *testing.T) {
-	enough(t, 2, "make e2e")
-	c := newCloud(t)
-	c.kimage("build", "-f", "cluster.yaml", "--for", "gce", "--output", "out")
+// instance bakes the cluster's image and has it pushed, templates made and the archive that
+// was uploaded unpacked; the test's own authority is added by trust, and the instance runs.
+func (c *cloud) instance(trust func(disk string), build ...string) {
+	c.t.Helper()
+	c.kimage(append([]string{"build", "-f", "cluster.yaml", "--for", "gce", "--output", "out"}, build...)...)
 	archives, err := filepath.Glob(filepath.Join(c.dir, "out/*.tar.gz"))
 	if err != nil || len(archives) != 1 {
-		t.Fatalf("%q, %v", archives, err)
+		c.t.Fatalf("%q, %v", archives, err)
 	}
 	c.kimage("gce", "push", archives[0])
 	c.kimage("gce", "templates")
 	c.template()
-	if text := c.attrs["user-data"]; !strings.HasPrefix(text, "#cloud-boothook\n") || strings.Contains(text, "PRIVATE KEY") || len(text) > 4<<10 {
-		t.Errorf("in metadata lies more than a stub: %d bytes", len(text))
-	}
-	need.Judge(t, "tar", "-C", c.dir, "-xSzf", archives[0], "disk.raw")
+	need.Judge(c.t, "tar", "-C", c.dir, "-xSzf", archives[0], "disk.raw")
 	disk := filepath.Join(c.dir, "disk.raw")
-	c.trust(disk)
+	trust(disk)
 	started := time.Now()
 	c.boot(disk)
 	for end := started.Add(15 * time.Minute); ; time.Sleep(5 * time.Second) {
@@ -349,19 +346,111 @@ func TestGCE(t *testing.T) {
 			break
 		}
 		if time.Now().After(end) {
-			t.Fatalf("not Ready: %v\n%s", err, out)
+			c.t.Fatalf("not Ready: %v\n%s", err, out)
 		}
 	}
-	t.Logf("Ready %s after it was switched on", time.Since(started).Round(time.Second))
+	c.t.Logf("Ready %s after it was switched on", time.Since(started).Round(time.Second))
+}
+
+// stub: what lies in metadata only says where the config is.
+func (c *cloud) stub(begins string) {
+	c.t.Helper()
+	if text := c.attrs["user-data"]; !strings.HasPrefix(text, begins) || strings.Contains(text, "PRIVATE") || len(text) > 4<<10 {
+		c.t.Errorf("in metadata lies more than a stub: %d bytes", len(text))
+	}
+}
+
+// asked is what the machine says to a command.
+type asked struct{ what, command, want string }
+
+// isInstance: the machine knows where it is, and keeps the metadata server from pods.
+func (c *cloud) isInstance(more ...asked) {
+	c.t.Helper()
 	const ask = `python3 -c 'import socket,sys; socket.create_connection(("` + gceServer + `", int(sys.argv[1])), 5)' `
-	for _, tt := range []struct{ what, command, want string }{
-		{"the config is for root alone", "stat -c %a /etc/cloud/cloud.cfg.d/99-kimage-config.cfg", "600"},
+	for _, tt := range append([]asked{
 		{"zone and region", `sudo kubectl --kubeconfig /etc/kubernetes/admin.conf get node k8s-01 -o 'jsonpath={.metadata.labels.topology\.kubernetes\.io/zone} {.metadata.labels.topology\.kubernetes\.io/region}'`, "europe-west1-b europe-west1"},
 		{"the machine itself asks", ask + "80 && echo yes", "yes"},
 		{"a pod", "sudo sh -c 'ip netns add pod; ip link add pod0 type veth peer name eth0 netns pod; ip addr add 10.99.0.1/24 dev pod0; ip link set pod0 up; ip -n pod addr add 10.99.0.2/24 dev eth0; ip -n pod link set eth0 up; ip -n pod route add default via 10.99.0.1' && ! sudo ip netns exec pod " + ask + "80 2>/dev/null && sudo ip netns exec pod " + ask + "80 2>&1 | tail -n 1 | grep -o -e Permission -e prohibited -e 'No route'", "No route"},
-	} {
+	}, more...) {
 		if out, err := c.ssh(tt.command); err != nil || out != tt.want {
-			t.Errorf("%s: %q, %v", tt.what, out, err)
+			c.t.Errorf("%s: %q, %v", tt.what, out, err)
 		}
 	}
+}
+
+// TestGCE: the archive that kimage gce push uploads and the template's very user data, on an
+// instance whose metadata server, storage and network are like Google's: it fetches its
+// config, becomes a cluster, and closes the metadata server to pods.
+func TestGCE(t *testing.T) {
+	enough(t, 2, "make e2e")
+	c := newCloud(t, system, user)
+	c.instance(c.trust)
+	c.stub("#cloud-boothook\n")
+	c.isInstance(asked{"the config is for root alone", "stat -c %a /etc/cloud/cloud.cfg.d/99-kimage-config.cfg", "600"})
+}
+
+// gceArchive makes of Flatcar's lookalike what its vendor publishes for Compute Engine: the
+// OEM partition says so, and disk.raw lies in an archive. It returns both.
+func gceArchive(t *testing.T, disk string) (raw string, archived []byte) {
+	t.Helper()
+	dir := t.TempDir()
+	oem := filepath.Join(dir, "oem")
+	if err := os.Mkdir(oem, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(oem, "grub.cfg"), []byte("set oem_id=\"gce\"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	raw = filepath.Join(dir, "disk.raw")
+	volume := filepath.Join(dir, "oem.img")
+	first, size := sectors(t, need.Judge(t, "sgdisk", "--info=6", disk))
+	need.Judge(t, "cp", "--sparse=always", disk, raw)
+	need.Judge(t, "truncate", "-s", fmt.Sprint(size*512), volume)
+	need.Judge(t, "mkfs.btrfs", "-q", "-L", "OEM", "--rootdir", oem, volume)
+	need.Judge(t, "dd", "if="+volume, "of="+raw, "bs=1M", fmt.Sprintf("seek=%d", first*512), "oflag=seek_bytes", "conv=notrunc", "status=none")
+	archive := filepath.Join(dir, "gce.tar.gz")
+	need.Judge(t, "tar", "-C", dir, "--format=oldgnu", "--use-compress-program=gzip -1", "-Scf", archive, "disk.raw")
+	archived, err := os.ReadFile(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw, archived
+}
+
+// trustEarly has what the image runs before its root is mounted believe the storage's
+// certificate: there Ignition fetches.
+func (c *cloud) trustEarly(disk string) {
+	c.t.Helper()
+	first, _ := sectors(c.t, need.Judge(c.t, "sgdisk", "--info=1", disk))
+	esp := fmt.Sprintf("%s@@%d", disk, first*512)
+	early := filepath.Join(c.dir, "initrd")
+	need.Judge(c.t, "mcopy", "-i", esp, "::/flatcar/initrd", early)
+	const list = "etc/ssl/certs/ca-certificates.crt"
+	if err := os.MkdirAll(filepath.Join(c.dir, path.Dir(list)), 0o755); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(c.dir, list), c.roots, 0o644); err != nil {
+		c.t.Fatal(err)
+	}
+	// The kernel takes several archives, of which those that are not compressed begin at
+	// multiples of four bytes.
+	need.Judge(c.t, "sh", "-c", "cd '"+c.dir+"' && truncate --size=%4 initrd && echo "+list+" | cpio --create --format=newc --quiet >>initrd")
+	need.Judge(c.t, "mcopy", "-o", "-i", esp, early, "::/flatcar/initrd")
+}
+
+// TestGCEFlatcar: as TestGCE, of Flatcar's lookalike, whose config Ignition fetches. Of what
+// its vendor has for Compute Engine all that is Flatcar's stays.
+func TestGCEFlatcar(t *testing.T) {
+	vendors, archive := gceArchive(t, lookalike(t, "flatcar"))
+	server := need.NewFlatcarServer(t, "..")
+	server.Publish("4800.2.0", need.Day(-1), map[string][]byte{"flatcar_production_gce.tar.gz": archive})
+	t.Setenv("KIMAGE_OS_PATH", server.OSPath)
+	c := newCloud(t, "flatcar-stable", "core")
+	c.instance(func(disk string) {
+		keepsFlatcars(t, vendors, disk)
+		c.trustEarly(disk)
+	}, "--mirror", server.Mirror)
+	c.stub("{")
+	c.isInstance(asked{"Ignition's platform", "grep -o ignition.platform.id=[a-z]* /proc/cmdline; stat -c %a /run/ignition.json", "ignition.platform.id=gcp\n640"},
+		asked{"what is Flatcar's", "sudo sh -c '" + flatcarAsks + "'", "overlay" + flatcarSays})
 }

@@ -212,13 +212,11 @@ func (n *node) becomesReady(started time.Time) {
 // server like Flatcar's has; of it all that is Flatcar's stays, and with what kimage config
 // wrote a machine with it becomes a cluster by itself.
 func TestFlatcarLike(t *testing.T) {
+	enough(t, 2, "make e2e") // in CI TestGCEFlatcar boots one
 	disk := lookalike(t, "flatcar")
 	server := flatcarServer(t, disk)
 	baked := bakeOnto(t, []string{"KIMAGE_OS_PATH=" + server.OSPath}, "--os", "coreos-stable", "--for", "qemu", "--mirror", server.Mirror)
-	keepsVendors(t, disk, baked, layout{[]int{1, 2, 3, 4, 6, 7, 9}, 9, 5, 6, true})
-	if out := need.Judge(t, "sgdisk", "--info=3", baked); !strings.Contains(out, "Attribute flags: 0101000000000000") {
-		t.Error(out)
-	}
+	keepsFlatcars(t, disk, baked)
 	key := newKey(t)
 	dir := configs(t, "flatcar-stable", key.Public, "    butane: snippet.bu\n")
 	config := filepath.Join(dir, "nodes/k8s-01/config.ign")
@@ -233,10 +231,24 @@ func TestFlatcarLike(t *testing.T) {
 	n.flatcar("overlay")
 }
 
-// flatcar: what is Flatcar's about a machine works on.
+// keepsFlatcars is keepsVendors for Flatcar's lookalike.
+func keepsFlatcars(t *testing.T, before, after string) {
+	t.Helper()
+	keepsVendors(t, before, after, layout{[]int{1, 2, 3, 4, 6, 7, 9}, 9, 5, 6, true})
+	if out := need.Judge(t, "sgdisk", "--info=3", after); !strings.Contains(out, "Attribute flags: 0101000000000000") {
+		t.Error(out)
+	}
+}
+
+// What is Flatcar's about a machine works on: its /etc is one kind of overlay or the other.
+const (
+	flatcarAsks = "findmnt -no SOURCE,FSTYPE /etc; veritysetup status usr | grep status: ; test -e /usr/share/flatcar-runtime || echo no runtime of its own; readlink /etc/extensions/docker-flatcar.raw; systemctl is-enabled locksmithd.service update-engine.service || true"
+	flatcarSays = " overlay\n  status:      verified\nno runtime of its own\n/dev/null\nmasked\nmasked"
+)
+
 func (n *node) flatcar(etc string) {
 	n.t.Helper()
-	if out := n.must("findmnt -no SOURCE,FSTYPE /etc; veritysetup status usr | grep status: ; test -e /usr/share/flatcar-runtime || echo no runtime of its own; readlink /etc/extensions/docker-flatcar.raw; systemctl is-enabled locksmithd.service update-engine.service || true", time.Minute); out != etc+" overlay\n  status:      verified\nno runtime of its own\n/dev/null\nmasked\nmasked" {
+	if out := n.must(flatcarAsks, time.Minute); out != etc+flatcarSays {
 		n.t.Errorf("%s: %s", etc, out)
 	}
 }
@@ -244,7 +256,7 @@ func (n *node) flatcar(etc string) {
 // TestFlatcarConfext: as TestFlatcarLike, where /etc is a configuration extension and system
 // extensions are merged before the root is switched to, as Flatcar does from 4757 on.
 func TestFlatcarConfext(t *testing.T) {
-	enough(t, 2, "make e2e") // not in CI, which has one of the two
+	enough(t, 2, "make e2e")
 	disk := lookalike(t, "flatcar")
 	server := flatcarServer(t, disk)
 	baked := bakeOnto(t, []string{"KIMAGE_OS_PATH=" + server.OSPath}, "--os", "coreos-stable", "--for", "qemu", "--mirror", server.Mirror)
@@ -267,7 +279,7 @@ func TestFlatcarConfext(t *testing.T) {
 	told := filepath.Join(configs(t, "flatcar-stable", key.Public, ""), "nodes/k8s-01/config.ign")
 	started := time.Now()
 	n := bootWith(t, qemu.Config{Dir: filepath.Join(t.TempDir(), "node"), Image: baked, MemoryMiB: 4096, Kernel: filepath.Join(dir, "vmlinuz-a"), Initrd: filepath.Join(dir, "initrd"),
-		Append: string(line[1]) + " ignition.firstboot lookalike.etc=confext",
+		Append: strings.ReplaceAll(string(line[1]), "$platform", "qemu") + " ignition.firstboot lookalike.etc=confext",
 		FwCfg:  map[string]string{"opt/com.coreos/config": told}}, "core", key)
 	n.becomesReady(started)
 	n.told(true)

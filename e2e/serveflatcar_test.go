@@ -23,7 +23,7 @@ func flatcarRoom(t *testing.T, serve ...string) *room {
 	t.Setenv("KIMAGE_MIRROR", server.Mirror)
 	// The lookalike has one image for all platforms, and QEMU's is the smallest.
 	baked := bakeOnto(t, nil, "--os", "flatcar-stable", "--for", "qemu", "--mirror", server.Mirror)
-	return newRoomOf(t, "flatcar-stable", "core", baked, serve...)
+	return newRoomOf(t, "", "flatcar-stable", "core", baked, serve...)
 }
 
 // isFlatcar: it runs from the disk, Flatcar's way, by the config on the OEM partition, which
@@ -38,7 +38,7 @@ func (m *metalMachine) isFlatcar() {
 
 // TestServeFlatcar: as TestServe, of Flatcar's lookalike.
 func TestServeFlatcar(t *testing.T) {
-	m := flatcarRoom(t, "--dhcp-range", "192.168.77.101-192.168.77.150").machine(qemu.BIOS)
+	m := flatcarRoom(t, "--dhcp-range", "192.168.77.101-192.168.77.150").machine(1, qemu.BIOS)
 	m.installs()
 	m.isFlatcar()
 	m.powerCycles(2)
@@ -48,7 +48,7 @@ func TestServeFlatcar(t *testing.T) {
 // TestServeFlatcarUEFI: by UEFI, beside another DHCP server; its power fails while the disk is
 // written.
 func TestServeFlatcarUEFI(t *testing.T) {
-	m := flatcarRoom(t).machine(qemu.UEFI)
+	m := flatcarRoom(t).machine(1, qemu.UEFI)
 	m.on()
 	m.awaitPhase("installing", 8*time.Minute)
 	m.off()

@@ -61,11 +61,13 @@ func (c *cluster) checkNodes() {
 	c.t.Logf("CoreDNS runs %s after power-on", time.Since(c.started).Round(time.Second))
 }
 
-// checkEtcd: every member is healthy, says etcdctl at a master's balancer.
+// membersHealth asks every member, by way of a master's balancer.
+const membersHealth = "etcdctl --endpoints=https://127.0.0.1:7446 --command-timeout=60s --cacert=/etc/kimage/pki/etcd-ca.crt --cert=/etc/kimage/pki/apiserver-etcd-client.crt --key=/etc/kimage/pki/apiserver-etcd-client.key endpoint health --cluster 2>&1"
+
+// checkEtcd: every member is healthy, says etcdctl.
 func (c *cluster) checkEtcd() {
 	c.t.Helper()
-	const pki = "/etc/kimage/pki/"
-	health := c.first("master").must("etcdctl --endpoints=https://127.0.0.1:7446 --command-timeout=60s --cacert="+pki+"etcd-ca.crt --cert="+pki+"apiserver-etcd-client.crt --key="+pki+"apiserver-etcd-client.key endpoint health --cluster 2>&1", 3*time.Minute)
+	health := c.first("master").must(membersHealth, 3*time.Minute)
 	for _, n := range c.nodes {
 		if n.has("etcd") != strings.Contains(health, "https://"+n.address+":2379 is healthy") {
 			c.t.Errorf("%s with %s:\n%s", n.name, n.roles, health)

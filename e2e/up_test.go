@@ -147,7 +147,7 @@ func upAndReplace(t *testing.T, topology, replaced, master, by string, patience 
 	watch := u.watchAPI()
 	u.run("replace", replaced, "--image", image, "--timeout", patience.String())
 	u.withoutAPI(watch(), judged)
-	health := u.run("ssh", master, "sudo etcdctl --endpoints=https://127.0.0.1:7446 --command-timeout=60s --cacert=/etc/kimage/pki/etcd-ca.crt --cert=/etc/kimage/pki/apiserver-etcd-client.crt --key=/etc/kimage/pki/apiserver-etcd-client.key endpoint health --cluster 2>&1")
+	health := u.run("ssh", master, "sudo "+membersHealth)
 	if strings.Count(health, "is healthy") != 3 || strings.Contains(health, "unhealthy") {
 		t.Errorf("etcd:\n%s", health)
 	}

@@ -9,12 +9,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SetNice gives a running machine another part of the host's processors: nice is
+// SetNice gives a running machine another part of the host's processors, as Renice does.
+func (m *Machine) SetNice(nice int) error { return Renice(m.cmd.Process.Pid, nice) }
+
+// Renice gives all threads of a qemu another part of the host's processors: nice is
 // as in setpriority(2), from -20 to 19. Less than before needs no right, more
 // needs CAP_SYS_NICE.
-func (m *Machine) SetNice(nice int) error {
+func Renice(pid, nice int) error {
 	// It belongs to threads; those that are made later inherit it.
-	all, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", m.cmd.Process.Pid))
+	all, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
 	if err != nil || len(all) == 0 {
 		return errors.Join(errors.New("qemu is gone"), err)
 	}

@@ -1,0 +1,74 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kimage-project/kimage/pkg/local"
+	"github.com/kimage-project/kimage/pkg/qemu"
+)
+
+const moreNodes = `  - {name: k8s-02, roles: [etcd, master, worker], address: 192.168.77.102, match: {mac: "52:54:00:17:08:02"}}
+  - {name: k8s-03, roles: [etcd, worker], address: 192.168.77.103, match: {mac: "52:54:00:17:08:03"}}
+`
+
+// TestServe3: three machines with empty disks, one of them with UEFI, are switched on at
+// once; each is installed, and they become one cluster.
+func TestServe3(t *testing.T) {
+	enough(t, 3, "make e2e-all")
+	if os.Getenv("KIMAGE_E2E_ALL") == "" {
+		t.Skip("KIMAGE_E2E_ALL is not set: make e2e-all runs it")
+	}
+	r := newRoomOf(t, moreNodes+unhurried, system, user, image, "--dhcp-range", "192.168.77.101-192.168.77.150")
+	started := time.Now()
+	var all []*metalMachine
+	for number, firmware := range []string{qemu.BIOS, qemu.UEFI, qemu.BIOS} {
+		m := r.machine(number+1, firmware)
+		m.memory = 2560
+		if m.name == "k8s-03" {
+			m.cpus, m.memory = 1, 1536
+		}
+		m.on()
+		all = append(all, m)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go takeTurnsInRoom(ctx, all)
+	for _, m := range all {
+		m.awaitPhase("ready", time.Until(started.Add(60*time.Minute)))
+		t.Logf("%s is Ready %s after power-on", m.name, time.Since(started).Round(time.Second))
+	}
+	for _, m := range all {
+		if n := strings.Count(r.words(), m.name+": installing: to vda"); n != 1 {
+			t.Errorf("%s was installed %d times", m.name, n)
+		}
+	}
+	if out := all[0].ssh("sudo " + kubectl + "get nodes --no-headers | awk '{print $1, $2}'"); out != "k8s-01 Ready\nk8s-02 Ready\nk8s-03 Ready" {
+		t.Errorf("Nodes:\n%s", out)
+	}
+	if out := all[0].ssh("sudo " + membersHealth); strings.Count(out, "is healthy") != 3 {
+		t.Errorf("etcd:\n%s", out)
+	}
+}
+
+// takeTurnsInRoom is takeTurns for machines that kimage serve knows the phases of.
+func takeTurnsInRoom(ctx context.Context, all []*metalMachine) {
+	for ctx.Err() == nil {
+		for _, m := range all {
+			phase, _, _ := strings.Cut(m.phase(m.name), " ")
+			if err := qemu.Renice(m.cmd.Process.Pid, local.Nice(phase, m.number < 3)); err != nil && ctx.Err() == nil {
+				m.t.Logf("the machines' turns end: %v", err)
+				return
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(5 * time.Second):
+		}
+	}
+}
