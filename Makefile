@@ -57,7 +57,7 @@ lint:
 	$(GO) vet -tags e2e ./e2e
 	$(GO) vet -tags chaos ./bootstrap/etcd
 	$(GO) vet -tags integration ./bootstrap/kube ./pkg/squashfs
-	shellcheck e2e/lookalike/make.sh e2e/lookalike/90lookalike/usr.sh e2e/lookalike/90lookalike/oem.sh e2e/lookalike/90lookalike/module-setup.sh images/files/activation/activate images/files/activation/start .ci/run e2e/bench.sh e2e/demo.sh
+	shellcheck e2e/lookalike/make.sh e2e/lookalike/90lookalike/usr.sh e2e/lookalike/90lookalike/network.sh e2e/lookalike/90lookalike/oem.sh e2e/lookalike/90lookalike/module-setup.sh images/files/activation/activate images/files/activation/start .ci/run e2e/bench.sh e2e/demo.sh
 
 quick: $(AGENT) lint
 	$(GO) test -short $$($(GO) list ./... | grep -v cmd/kimage$$)
