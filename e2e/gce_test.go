@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -21,7 +22,9 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -66,8 +69,33 @@ type cloud struct {
 	key     string
 	api     *gcetest.Server
 	attrs   map[string]string // of the instance
+	scopes  []string          // of its service account
 	roots   []byte            // PEM of whom the storage's certificate is from
 	console string
+
+	mu   sync.Mutex
+	seen []string // what the instance has asked, and the answers' statuses
+}
+
+// noted has what the instance asks be told if the test fails.
+func (c *cloud) noted(answer http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		status := &statusWriter{w, http.StatusOK}
+		answer(status, r)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.seen = append(c.seen, fmt.Sprintf("%s %s%s: %d", r.Method, r.Host, r.URL, status.code))
+	})
+}
+
+type statusWriter struct {
+	http.ResponseWriter
+	code int
+}
+
+func (w *statusWriter) WriteHeader(code int) {
+	w.code = code
+	w.ResponseWriter.WriteHeader(code)
 }
 
 func (c *cloud) inside(ctx context.Context, argv ...string) *exec.Cmd {
@@ -152,8 +180,8 @@ func newCloud(t *testing.T, system, user string) *cloud {
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	metadata := c.listen(gceServer + ":80")
-	go http.Serve(metadata, http.HandlerFunc(c.metadata))
-	go http.Serve(tls.NewListener(c.listen(gceRouter+":443"), &tls.Config{Certificates: []tls.Certificate{c.certificate()}}), http.HandlerFunc(c.storage))
+	go http.Serve(metadata, c.noted(c.metadata))
+	go http.Serve(tls.NewListener(c.listen(gceRouter+":443"), &tls.Config{Certificates: []tls.Certificate{c.certificate()}}), c.noted(c.storage))
 	return c
 }
 
@@ -187,7 +215,7 @@ func (c *cloud) metadata(w http.ResponseWriter, r *http.Request) {
 		"instance": map[string]any{"id": json.Number("4711"), "name": "demo-k8s-01", "hostname": "demo-k8s-01.europe-west1-b.c.my-project.internal", "zone": "projects/1/zones/europe-west1-b",
 			"attributes":        attributes,
 			"networkInterfaces": []any{map[string]any{"ip": gceNode, "mac": "42:01:0a:84:00:02"}},
-			"service-accounts":  map[string]any{"default": map[string]any{"token": map[string]any{"access_token": gceToken, "expires_in": json.Number("3600"), "token_type": "Bearer"}}}},
+			"service-accounts":  map[string]any{"default": map[string]any{"scopes": strings.Join(c.scopes, "\n") + "\n", "token": map[string]any{"access_token": gceToken, "expires_in": json.Number("3600"), "token_type": "Bearer"}}}},
 		"project": map[string]any{"project-id": "my-project", "attributes": map[string]any{}},
 	}
 	asked, ok := strings.CutPrefix(r.URL.Path, "/computeMetadata/v1/")
@@ -237,7 +265,7 @@ func (c *cloud) storage(w http.ResponseWriter, r *http.Request) {
 	w.Write(data)
 }
 
-// template takes from the instance template of k8s-01 what its metadata is to be.
+// template takes from the instance template of k8s-01 what the metadata server is to say.
 func (c *cloud) template() {
 	c.t.Helper()
 	for _, at := range c.api.All() {
@@ -250,7 +278,8 @@ func (c *cloud) template() {
 		}
 		var made struct {
 			Properties struct {
-				Metadata struct{ Items []struct{ Key, Value string } }
+				Metadata        struct{ Items []struct{ Key, Value string } }
+				ServiceAccounts []struct{ Scopes []string }
 			}
 		}
 		if err := json.Unmarshal(data, &made); err != nil {
@@ -258,6 +287,9 @@ func (c *cloud) template() {
 		}
 		for _, item := range made.Properties.Metadata.Items {
 			c.attrs[item.Key] = item.Value
+		}
+		for _, account := range made.Properties.ServiceAccounts {
+			c.scopes = account.Scopes
 		}
 	}
 	if c.attrs["user-data"] == "" {
@@ -314,6 +346,9 @@ func (c *cloud) boot(disk string) {
 		cmd.Wait()
 		if log, err := os.ReadFile(c.console); err == nil && c.t.Failed() {
 			c.t.Logf("console:\n%s", lastLines(string(log), 60))
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.t.Logf("asked:\n%s", lastLines(strings.Join(c.seen, "\n"), 40))
 		}
 	})
 }
@@ -345,7 +380,8 @@ func (c *cloud) instance(trust func(disk string), build ...string) {
 		if err == nil {
 			break
 		}
-		if time.Now().After(end) {
+		console, _ := os.ReadFile(c.console)
+		if time.Now().After(end) || strings.Contains(string(console), "sulogin(8)") { // nobody will come
 			c.t.Fatalf("not Ready: %v\n%s", err, out)
 		}
 	}
@@ -425,16 +461,23 @@ func (c *cloud) trustEarly(disk string) {
 	esp := fmt.Sprintf("%s@@%d", disk, first*512)
 	early := filepath.Join(c.dir, "initrd")
 	need.Judge(c.t, "mcopy", "-i", esp, "::/flatcar/initrd", early)
-	const list = "etc/ssl/certs/ca-certificates.crt"
-	if err := os.MkdirAll(filepath.Join(c.dir, path.Dir(list)), 0o755); err != nil {
-		c.t.Fatal(err)
+	added := map[string][]byte{
+		"etc/ssl/certs/ca-certificates.crt":     c.roots,
+		"etc/systemd/journald.conf.d/test.conf": []byte("[Journal]\nForwardToConsole=yes\nTTYPath=/dev/ttyS0\n"), // what Ignition says
 	}
-	if err := os.WriteFile(filepath.Join(c.dir, list), c.roots, 0o644); err != nil {
-		c.t.Fatal(err)
+	var names strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(added)) {
+		if err := os.MkdirAll(filepath.Join(c.dir, path.Dir(name)), 0o755); err != nil {
+			c.t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(c.dir, name), added[name], 0o644); err != nil {
+			c.t.Fatal(err)
+		}
+		fmt.Fprintf(&names, "%s\n%s\n", path.Dir(name), name)
 	}
 	// The kernel takes several archives, of which those that are not compressed begin at
 	// multiples of four bytes.
-	need.Judge(c.t, "sh", "-c", "cd '"+c.dir+"' && truncate --size=%4 initrd && echo "+list+" | cpio --create --format=newc --quiet >>initrd")
+	need.Judge(c.t, "sh", "-c", "cd '"+c.dir+"' && truncate --size=%4 initrd && printf '"+names.String()+"' | cpio --create --format=newc --quiet >>initrd")
 	need.Judge(c.t, "mcopy", "-o", "-i", esp, early, "::/flatcar/initrd")
 }
 
