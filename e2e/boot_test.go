@@ -68,7 +68,7 @@ spec:
 `
 
 // TestKubeadm: a machine with no network boots by BIOS, becomes a cluster by
-// hand, runs a pod, and is still a node after a reboot.
+// hand, runs a pod, and is still a node after a reboot. In CI its payload is damaged instead.
 func TestKubeadm(t *testing.T) {
 	n := boot(t, qemu.BIOS, 4096)
 	n.settled()
@@ -116,7 +116,8 @@ func TestKubeadm(t *testing.T) {
 	n.must(kubectl+"wait --for=condition=Ready pod/preloaded --timeout=8m || { "+kubectl+"get pods,nodes -A --no-headers; "+kubectl+"describe pod preloaded | tail -n 12; exit 1; }", 9*time.Minute)
 
 	if os.Getenv("CI") != "" {
-		return // there the machine of TestTopology1 does that
+		n.flippedByte() // elsewhere another machine's byte; the machine of TestTopology1 boots again
+		return
 	}
 	n.reboot()
 	n.settled()

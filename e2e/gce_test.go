@@ -406,7 +406,7 @@ func (c *cloud) isInstance(more ...asked) {
 	for _, tt := range append([]asked{
 		{"zone and region", `sudo kubectl --kubeconfig /etc/kubernetes/admin.conf get node k8s-01 -o 'jsonpath={.metadata.labels.topology\.kubernetes\.io/zone} {.metadata.labels.topology\.kubernetes\.io/region}'`, "europe-west1-b europe-west1"},
 		{"the machine itself asks", ask + "80 && echo yes", "yes"},
-		{"a pod", "sudo sh -c 'ip netns add pod; ip link add pod0 type veth peer name eth0 netns pod; ip addr add 10.99.0.1/24 dev pod0; ip link set pod0 up; ip -n pod addr add 10.99.0.2/24 dev eth0; ip -n pod link set eth0 up; ip -n pod route add default via 10.99.0.1' && ! sudo ip netns exec pod " + ask + "80 2>/dev/null && sudo ip netns exec pod " + ask + "80 2>&1 | tail -n 1 | grep -o -e Permission -e prohibited -e 'No route'", "No route"},
+		{"a pod", "sudo sh -c 'ip netns add pod; ip link add veth0 type veth peer name eth0 netns pod; ip addr add 10.99.0.1/24 dev veth0; ip link set veth0 up; ip -n pod addr add 10.99.0.2/24 dev eth0; ip -n pod link set eth0 up; ip -n pod route add default via 10.99.0.1' && ! sudo ip netns exec pod " + ask + "80 2>/dev/null && sudo ip netns exec pod " + ask + "80 2>&1 | tail -n 1 | grep -o -e Permission -e prohibited -e 'No route'", "No route"},
 	}, more...) {
 		if out, err := c.ssh(tt.command); err != nil || out != tt.want {
 			c.t.Errorf("%s: %q, %v", tt.what, out, err)

@@ -286,12 +286,25 @@ func TestFlatcarConfext(t *testing.T) {
 	n.flatcar("confext")
 }
 
+// keepsUbuntus is keepsVendors for Ubuntu's lookalike.
+func keepsUbuntus(t *testing.T, before, after string) {
+	t.Helper()
+	keepsVendors(t, before, after, layout{[]int{1, 14, 15, 16}, 1, 2, 6, true})
+}
+
+// Where Ubuntu's file systems are, and the size that its root grew to.
+const (
+	ubuntuAsks = "for at in / /boot /boot/efi; do findmnt -no SOURCE $at; done; df --output=size -BG / | tail -1"
+	ubuntuSays = "/dev/vda1 /dev/vda16 /dev/vda15 6G"
+)
+
 // TestUbuntuLike: as TestFlatcarLike, of Ubuntu's layout and its own first boot; the image
 // is a file. At last its payload is damaged.
 func TestUbuntuLike(t *testing.T) {
+	enough(t, 2, "make e2e") // in CI TestServeUbuntu boots one
 	disk := lookalike(t, "ubuntu")
 	baked := bakeOnto(t, nil, "--os", "ubuntu-24.04", "--base", disk)
-	keepsVendors(t, disk, baked, layout{[]int{1, 14, 15, 16}, 1, 2, 6, true})
+	keepsUbuntus(t, disk, baked)
 	key := newKey(t)
 	dir := configs(t, "ubuntu-24.04", key.Public, "", "--seed")
 	started := time.Now()
@@ -299,8 +312,7 @@ func TestUbuntuLike(t *testing.T) {
 	n.becomesReady(started)
 	n.told(true)
 	n.must("cloud-init status --long", time.Minute)
-	out := n.must("for at in / /boot /boot/efi; do findmnt -no SOURCE $at; done; df --output=size -BG / | tail -1", time.Minute)
-	if got := strings.Join(strings.Fields(out), " "); got != "/dev/vda1 /dev/vda16 /dev/vda15 6G" {
+	if got := strings.Join(strings.Fields(n.must(ubuntuAsks, time.Minute)), " "); got != ubuntuSays {
 		t.Errorf("file systems, and the size that the root grew to: %s", got)
 	}
 	n.flippedByte()

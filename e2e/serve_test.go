@@ -325,14 +325,11 @@ func (m *metalMachine) replaces() {
 // by the only DHCP server there is, and becomes a cluster. After that it boots its disk,
 // however often it is switched on, until it is released.
 func TestServe(t *testing.T) {
+	enough(t, 2, "make e2e")
 	m := newRoom(t, "--dhcp-range", "192.168.77.101-192.168.77.150").machine(1, qemu.BIOS)
 	m.installs()
 	if out := m.ssh("findmnt -no SOURCE /; sudo kimage-agent status >/dev/null && echo well"); out != "/dev/vda1\nwell" {
 		t.Error(out)
-	}
-	if os.Getenv("CI") != "" {
-		m.powerCycles(1)
-		return
 	}
 	m.powerCycles(5)
 	m.replaces()
@@ -343,5 +340,21 @@ func TestServeUEFI(t *testing.T) {
 	enough(t, 2, "make e2e")
 	m := newRoom(t).machine(1, qemu.UEFI)
 	m.installs()
+	m.powerCycles(1)
+}
+
+// TestServeUbuntu: as TestServe, of Ubuntu's lookalike with its own first boot.
+func TestServeUbuntu(t *testing.T) {
+	disk := lookalike(t, "ubuntu")
+	baked := bakeOnto(t, nil, "--os", "ubuntu-24.04", "--base", disk)
+	keepsUbuntus(t, disk, baked)
+	m := newRoomOf(t, "", "ubuntu-24.04", "ubuntu", baked, "--dhcp-range", "192.168.77.101-192.168.77.150").machine(1, qemu.BIOS)
+	m.installs()
+	if out := m.ssh("cloud-init status --long >/dev/null && systemctl --failed --no-legend --plain && sudo kimage-agent status >/dev/null && echo well"); out != "well" {
+		t.Error(out)
+	}
+	if got := strings.Join(strings.Fields(m.ssh(ubuntuAsks)), " "); got != ubuntuSays {
+		t.Errorf("file systems, and the size that the root grew to: %s", got)
+	}
 	m.powerCycles(1)
 }

@@ -166,6 +166,7 @@ flatcar() {
 	cp "$root/boot/config-$kver" "$root/usr/lib/modules/$kver/config" # where kubeadm looks; Flatcar's kernel has it inside
 	echo 'disable *' >"$root/usr/lib/systemd/system-preset/99-default.preset"
 	printf '[Match]\nType=ether\n\n[Network]\nDHCP=yes\n' >"$root/usr/lib/systemd/network/zz-default.network"
+	printf '[Match]\nDriver=veth\nName=veth*\n\n[Link]\nUnmanaged=yes\n' >"$root/usr/lib/systemd/network/90-docker-veth.network"
 	rm -f "$root/etc/machine-id" # its first boot begins without
 	rm -f "$root"/etc/systemd/system/*.wants/apparmor.service # Flatcar has none
 	install -m 644 "$here/quench.service" "$root/usr/lib/systemd/system/lookalike-quench.service"
