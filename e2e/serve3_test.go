@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -37,12 +38,26 @@ func TestServe3(t *testing.T) {
 		all = append(all, m)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
+	var turns sync.WaitGroup
+	turns.Go(func() { takeTurnsInRoom(ctx, all) })
 	defer cancel()
-	go takeTurnsInRoom(ctx, all)
 	for _, m := range all {
 		m.awaitPhase("ready", time.Until(started.Add(60*time.Minute)))
 		t.Logf("%s is Ready %s after power-on", m.name, time.Since(started).Round(time.Second))
 	}
+	// Who stepped back has much to do now.
+	cancel()
+	turns.Wait()
+	for end := time.Now().Add(10 * time.Minute); ; time.Sleep(10 * time.Second) {
+		out, err := all[0].try("sudo " + membersHealth)
+		if err == nil && strings.Count(out, "is healthy") == len(all) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("etcd: %v\n%s", err, out)
+		}
+	}
+	t.Logf("all members are healthy %s after power-on", time.Since(started).Round(time.Second))
 	for _, m := range all {
 		if n := strings.Count(r.words(), m.name+": installing: to vda"); n != 1 {
 			t.Errorf("%s was installed %d times", m.name, n)
@@ -50,9 +65,6 @@ func TestServe3(t *testing.T) {
 	}
 	if out := all[0].ssh("sudo " + kubectl + "get nodes --no-headers | awk '{print $1, $2}'"); out != "k8s-01 Ready\nk8s-02 Ready\nk8s-03 Ready" {
 		t.Errorf("Nodes:\n%s", out)
-	}
-	if out := all[0].ssh("sudo " + membersHealth); strings.Count(out, "is healthy") != 3 {
-		t.Errorf("etcd:\n%s", out)
 	}
 }
 
@@ -69,6 +81,11 @@ func takeTurnsInRoom(ctx context.Context, all []*metalMachine) {
 		select {
 		case <-ctx.Done():
 		case <-time.After(5 * time.Second):
+		}
+	}
+	for _, m := range all {
+		if err := qemu.Renice(m.cmd.Process.Pid, 0); err != nil {
+			m.t.Logf("%s keeps its priority: %v", m.name, err)
 		}
 	}
 }

@@ -260,14 +260,20 @@ func (m *metalMachine) awaitPhase(want string, limit time.Duration) {
 	}
 }
 
-// ssh runs a command on the machine.
+// ssh runs a command on the machine, which has to succeed.
 func (m *metalMachine) ssh(command string) string {
 	m.t.Helper()
-	out, err := m.inside(m.t.Context(), "ssh", "-q", "-i", m.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=20", m.who+"@"+m.address, command).CombinedOutput()
+	out, err := m.try(command)
 	if err != nil {
 		m.t.Errorf("%s: %v\n%s", command, err, out)
 	}
-	return strings.TrimSpace(string(out))
+	return out
+}
+
+// try returns what a command on the machine prints.
+func (m *metalMachine) try(command string) (string, error) {
+	out, err := m.inside(m.t.Context(), "ssh", "-q", "-i", m.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=20", m.who+"@"+m.address, command).CombinedOutput()
+	return strings.TrimSpace(string(out)), err
 }
 
 // installs switches a machine on that is to be installed, and waits until it is Ready.
