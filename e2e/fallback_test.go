@@ -21,9 +21,7 @@ import (
 // older one, is baked with archives, and the bake says so; a machine imports those
 // of its role by itself and becomes a cluster.
 func TestUnknownStore(t *testing.T) {
-	if os.Getenv("KIMAGE_E2E_ALL") == "" {
-		t.Skip("KIMAGE_E2E_ALL is not set: make e2e-all runs it")
-	}
+	allAsked(t)
 	const known, unknown = "containerd: v2.4.2", "containerd: v2.3.6"
 	dir := t.TempDir()
 	catalogue, err := filepath.Abs("../images/components/catalogue.yaml")

@@ -494,6 +494,6 @@ func TestGCEFlatcar(t *testing.T) {
 		c.trustEarly(disk)
 	}, "--mirror", server.Mirror)
 	c.stub("{")
-	c.isInstance(asked{"Ignition's platform", "grep -o ignition.platform.id=[a-z]* /proc/cmdline; stat -c %a /run/ignition.json", "ignition.platform.id=gcp\n640"},
+	c.isInstance(asked{"the platform, and the mode of the config that Ignition keeps", "grep -o ignition.platform.id=[a-z]* /proc/cmdline; stat -c %a /run/ignition.json", "ignition.platform.id=gcp\n640"},
 		asked{"what is Flatcar's", "sudo sh -c '" + flatcarAsks + "'", "overlay" + flatcarSays})
 }

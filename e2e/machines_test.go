@@ -34,6 +34,14 @@ func enough(t *testing.T, machines int, target string) {
 	}
 }
 
+// allAsked skips what takes too long for make e2e.
+func allAsked(t *testing.T) {
+	t.Helper()
+	if os.Getenv("KIMAGE_E2E_ALL") == "" {
+		t.Skip("takes long on emulated machines: make e2e-all, which sets KIMAGE_E2E_ALL, runs it")
+	}
+}
+
 // routeOut gives a machine a default route through the card that leads nowhere,
 // as every Vagrant machine has one. networkd is restarted, because networkctl
 // needs D-Bus, which is not up so early.

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"os"
 	"testing"
 	"time"
 
@@ -15,9 +14,7 @@ import (
 func flatcarRoom(t *testing.T, serve ...string) *room {
 	t.Helper()
 	enough(t, 2, "make e2e-all")
-	if os.Getenv("KIMAGE_E2E_ALL") == "" {
-		t.Skip("KIMAGE_E2E_ALL is not set: make e2e-all runs it")
-	}
+	allAsked(t)
 	server := flatcarServer(t, lookalike(t, "flatcar"))
 	t.Setenv("KIMAGE_OS_PATH", server.OSPath)
 	t.Setenv("KIMAGE_MIRROR", server.Mirror)

@@ -126,14 +126,6 @@ func TestUp8(t *testing.T) {
 	upAndReplace(t, "8", "k8s-07", "k8s-01", "make e2e-all", 90*time.Minute, false)
 }
 
-// allAsked skips what takes too long for make e2e.
-func allAsked(t *testing.T) {
-	t.Helper()
-	if os.Getenv("KIMAGE_E2E_ALL") == "" {
-		t.Skip("takes an hour and more on emulated machines: asked for by make e2e-all")
-	}
-}
-
 // upAndReplace has judged say whether the time without an API server is: where a master is
 // replaced. Without that, it is the time for which this computer is too slow.
 func upAndReplace(t *testing.T, topology, replaced, master, by string, patience time.Duration, judged bool) {

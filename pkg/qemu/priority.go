@@ -14,7 +14,8 @@ func (m *Machine) SetNice(nice int) error { return Renice(m.cmd.Process.Pid, nic
 
 // Renice gives all threads of a qemu another part of the host's processors: nice is
 // as in setpriority(2), from -20 to 19. Less than before needs no right, more
-// needs CAP_SYS_NICE.
+// needs CAP_SYS_NICE. The error names the thread that could not be changed, or says that
+// there is no such process.
 func Renice(pid, nice int) error {
 	// It belongs to threads; those that are made later inherit it.
 	all, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
