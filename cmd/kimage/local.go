@@ -213,7 +213,7 @@ func (l *localCluster) configure(cmd *cobra.Command, f *cluster.File, identity s
 		}
 	}
 	if spec.Accel == "tcg" {
-		unhurried(&f.Cluster.Spec)
+		unhurried(&f.Cluster.Spec, spec.Crowded())
 	}
 	s, err := state.Open(openState(cmd, f, identity))
 	if err != nil {
@@ -247,8 +247,11 @@ var ignitionKeys = []string{"opt/com.coreos/config", "opt/org.flatcar-linux/conf
 
 // unhurried lets the control plane of emulated machines be slow, where the file does
 // not say how fast it is to be: by its own times it gives up being the leader, ends
-// itself, and all that its start costs is due again.
-func unhurried(spec *cluster.Spec) {
+// itself, and all that its start costs is due again. If the machines are crowded, which
+// have more processors than this computer, nothing is gained by running on several: a
+// Go program that may use one looks for work on others less often, and a master that is
+// Ready takes a sixth less.
+func unhurried(spec *cluster.Spec, crowded bool) {
 	set := func(o *cluster.Object, key string, value any) {
 		if *o == nil {
 			*o = cluster.Object{}
@@ -261,8 +264,14 @@ func unhurried(spec *cluster.Spec) {
 	for _, x := range [][2]string{{"leader-elect-lease-duration", "120s"}, {"leader-elect-renew-deadline", "100s"}, {"leader-elect-retry-period", "15s"}} {
 		args = append(args, map[string]any{"name": x[0], "value": x[1]})
 	}
-	for _, component := range []string{"controllerManager", "scheduler"} {
-		set(&spec.Kubeadm, component, map[string]any{"extraArgs": args})
+	components := map[string]map[string]any{"controllerManager": {"extraArgs": args}, "scheduler": {"extraArgs": args}, "apiServer": {}}
+	for component, fields := range components {
+		if crowded {
+			fields["extraEnvs"] = []any{map[string]any{"name": "GOMAXPROCS", "value": "1"}}
+		}
+		if len(fields) > 0 {
+			set(&spec.Kubeadm, component, fields)
+		}
 	}
 	set(&spec.Kubelet, "nodeLeaseDurationSeconds", 120)
 	set(&spec.Kubelet, "nodeStatusUpdateFrequency", "20s")

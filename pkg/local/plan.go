@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -135,6 +136,16 @@ func (s Spec) MemoryMiB() (sum int) {
 		sum += m.MemoryMiB
 	}
 	return sum
+}
+
+// Crowded says that the machines are emulated and have more processors than this
+// computer: they get on slower than their clocks if nothing is done about it.
+func (s Spec) Crowded() bool {
+	cpus := 0
+	for _, m := range s.Machines {
+		cpus += m.CPUs
+	}
+	return s.Accel != "kvm" && cpus > runtime.NumCPU()
 }
 
 // Names are those of all machines.

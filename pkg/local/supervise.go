@@ -152,7 +152,7 @@ func (v *supervisor) apiServers() (all []int) {
 // start switches a machine on, and makes its disk if it has none.
 func (v *supervisor) start(ctx context.Context, m Machine) error {
 	c := qemu.Config{Dir: v.set.machineDir(m.Name), Sockets: v.run, Image: m.Image, Format: m.Format, DiskGiB: m.DiskGiB, CPUs: m.CPUs, MemoryMiB: m.MemoryMiB,
-		Seed: m.Seed, FwCfg: m.FwCfg, UUID: m.UUID, Serial: m.Serial, Accel: v.spec.Accel, Cache: "writeback", LAN: v.socket[m.Name], LANMAC: m.MAC}
+		Seed: m.Seed, FwCfg: m.FwCfg, UUID: m.UUID, Serial: m.Serial, Accel: v.spec.Accel, Paced: v.crowded(), Cache: "writeback", LAN: v.socket[m.Name], LANMAC: m.MAC}
 	if m.API {
 		c.Forward = []int{apiPort}
 	}
@@ -306,6 +306,8 @@ func (v *supervisor) list() []Machine {
 	defer v.mu.Unlock()
 	return slices.Clone(v.spec.Machines)
 }
+
+func (v *supervisor) crowded() bool { return Spec{Accel: v.spec.Accel, Machines: v.list()}.Crowded() }
 
 func (v *supervisor) machine(name string) *qemu.Machine {
 	v.mu.Lock()

@@ -2,7 +2,6 @@ package local
 
 import (
 	"context"
-	"runtime"
 	"time"
 
 	"github.com/kimage-project/kimage/pkg/qemu"
@@ -13,13 +12,13 @@ const turnsEvery = 5 * time.Second
 
 // Nice is the priority, as in setpriority(2), that a machine in a phase of the agent's
 // has among others on few processors: what starts a control plane goes first, because
-// an API server that takes more than a minute to start ends itself; who is ready, or
-// waits for others, steps back.
+// an API server that takes more than a minute to start ends itself; who waits for others,
+// or is ready, steps back, but a master that is ready half as far: who joins needs it.
 func Nice(phase string, master bool) int {
 	switch {
 	case master && (phase == "init" || phase == "join" || phase == "joined"):
 		return 0
-	case phase == "", phase == "machine", phase == "etcd":
+	case phase == "", phase == "machine", phase == "etcd", master && phase == PhaseReady:
 		return 3
 	}
 	return 6
@@ -29,9 +28,6 @@ func Nice(phase string, master bool) int {
 // processors than this computer. Who is not root cannot take a lower priority back:
 // then all that have waited once are equals.
 func (v *supervisor) takeTurns(ctx context.Context) {
-	if v.spec.Accel == "kvm" {
-		return
-	}
 	now := map[*qemu.Machine]int{}
 	for tick := time.Tick(turnsEvery); ; {
 		select {
@@ -40,15 +36,14 @@ func (v *supervisor) takeTurns(ctx context.Context) {
 		case <-tick:
 		}
 		phases, ready := map[string]string{}, true
-		all, cpus := v.list(), 0
+		all, crowded := v.list(), v.crowded()
 		for _, m := range all {
-			cpus += m.CPUs
 			phases[m.Name] = v.set.Screen(m.Name).Phase
 			ready = ready && phases[m.Name] == PhaseReady
 		}
 		for _, m := range all {
 			nice := Nice(phases[m.Name], m.API)
-			if ready || cpus <= runtime.NumCPU() {
+			if ready || !crowded {
 				nice = 0
 			}
 			if q := v.machine(m.Name); q != nil && !q.Off() && now[q] != nice {

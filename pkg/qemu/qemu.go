@@ -62,6 +62,7 @@ type Config struct {
 	LAN       string // a switch's socket for a second card; empty: no such card
 	LANMAC    string // of the second card
 	Accel     string // kvm or tcg; empty: tcg, which works everywhere
+	Paced     bool   // an emulated machine's time passes as fast as it gets on, see Pace
 	Cache     string // qemu's cache mode of the disk; empty: unsafe, which this computer's power cut does not survive
 	Sockets   string // directory for the machine's sockets, whose paths must be short; empty: Dir
 	Forward   []int  // TCP ports of the machine's first card that this computer's loopback shall lead to, besides SSH's
@@ -174,9 +175,12 @@ func (m *Machine) Start(context.Context) error {
 }
 
 func (m *Machine) argv() []string {
-	accel := "tcg,thread=multi"
-	if m.c.Accel == "kvm" {
-		accel = "kvm"
+	accel := []string{"-accel", "tcg,thread=multi"}
+	switch {
+	case m.c.Accel == "kvm":
+		accel = []string{"-accel", "kvm"}
+	case m.c.Paced:
+		accel = Pace()
 	}
 	restrict := ""
 	if m.c.Isolated {
@@ -186,15 +190,15 @@ func (m *Machine) argv() []string {
 	for _, p := range m.c.Forward {
 		forward += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", m.Ports[p], p)
 	}
-	argv := []string{
-		"-name", filepath.Base(m.c.Dir), "-machine", "q35", "-accel", accel, "-cpu", "max", "-smp", strconv.Itoa(max(1, m.c.CPUs)), "-m", strconv.Itoa(cmp.Or(m.c.MemoryMiB, 1024)),
+	argv := append(accel,
+		"-name", filepath.Base(m.c.Dir), "-machine", "q35", "-cpu", "max", "-smp", strconv.Itoa(max(1, m.c.CPUs)), "-m", strconv.Itoa(cmp.Or(m.c.MemoryMiB, 1024)),
 		"-nodefaults", "-display", "none", "-vga", "std",
-		"-chardev", "socket,id=console,server=on,wait=off,path=" + value(m.ConsoleSocket()) + ",logfile=" + value(m.consoleFile()) + ",logappend=on", "-serial", "chardev:console",
-		"-drive", "file=" + value(m.Disk()) + ",if=virtio,format=qcow2,discard=unmap,cache=" + cmp.Or(m.c.Cache, "unsafe"),
-		"-netdev", "user,id=net,ipv6=off" + restrict + forward, "-device", "virtio-net-pci,netdev=net,bus=pcie.0,addr=0x10,mac=" + MAC,
+		"-chardev", "socket,id=console,server=on,wait=off,path="+value(m.ConsoleSocket())+",logfile="+value(m.consoleFile())+",logappend=on", "-serial", "chardev:console",
+		"-drive", "file="+value(m.Disk())+",if=virtio,format=qcow2,discard=unmap,cache="+cmp.Or(m.c.Cache, "unsafe"),
+		"-netdev", "user,id=net,ipv6=off"+restrict+forward, "-device", "virtio-net-pci,netdev=net,bus=pcie.0,addr=0x10,mac="+MAC,
 		"-device", "virtio-rng-pci",
-		"-qmp", "unix:" + value(m.monitorFile()) + ",server=on,wait=off",
-	}
+		"-qmp", "unix:"+value(m.monitorFile())+",server=on,wait=off",
+	)
 	if m.c.Capture != "" {
 		argv = append(argv, "-object", "filter-dump,id=capture,netdev=net,maxlen=128,file="+value(m.c.Capture)) // as far as addresses and ports go
 	}
@@ -227,6 +231,17 @@ func (m *Machine) argv() []string {
 			"-drive", "if=pflash,format=raw,readonly=on,file="+ovmfCode, "-drive", "if=pflash,format=raw,file="+value(filepath.Join(m.c.Dir, "vars.fd")))
 	}
 	return argv
+}
+
+// Pace is how qemu emulates a machine whose time passes as fast as it gets on: each
+// instruction takes two nanoseconds, and where it waits time passes as elsewhere. Without
+// that, on a computer with too much to do, the machine's deadlines pass before it had the
+// time to meet them: the leader's lease is lost, a request given up and made again, and
+// all of it has to be done once more. The machine's clock falls behind; that of its
+// mainboard (RTC) does not. All its processors are one thread.
+// (https://www.qemu.org/docs/master/devel/tcg-icount.html)
+func Pace() []string {
+	return []string{"-accel", "tcg,thread=single", "-icount", "shift=1,sleep=on,align=off"}
 }
 
 // value is one in a list of options: a comma would end it.

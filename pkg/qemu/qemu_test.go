@@ -19,6 +19,8 @@ func TestArgv(t *testing.T) {
 		{"second card", Config{LAN: "/vm/lan/a", LANMAC: "52:54:00:17:08:01"}, []string{"addr.path=/vm/lan/a", "netdev=lan,bus=pcie.0,addr=0x11,mac=52:54:00:17:08:01", "addr=0x10,mac=" + MAC}, nil},
 		{"UUID", Config{UUID: "5"}, []string{"-uuid 5"}, nil},
 		{"serial number", Config{Serial: "7,X"}, []string{"-smbios type=1,serial=7,,X"}, nil},
+		{"paced", Config{Paced: true}, []string{"-accel tcg,thread=single -icount shift=1,sleep=on"}, []string{"multi"}},
+		{"KVM needs no pace", Config{Accel: "kvm", Paced: true}, []string{"-accel kvm"}, []string{"icount"}},
 		{"KVM", Config{Accel: "kvm"}, []string{"-accel kvm"}, []string{"tcg"}},
 		{"UEFI", Config{Firmware: UEFI}, []string{"if=pflash,format=raw,readonly=on,file=" + ovmfCode, "if=pflash,format=raw,file=/vm/node/vars.fd"}, nil},
 		{"no way out", Config{Isolated: true}, []string{"restrict=on,hostfwd="}, nil},
