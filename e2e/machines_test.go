@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,14 +53,22 @@ bootcmd:
   - printf '[Match]\nMACAddress=` + qemu.MAC + `\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\n' >/etc/systemd/network/50-nat.network && systemctl restart systemd-networkd
 `
 
-// unhurried lets the control plane of several emulated machines on few processors
-// be slow: by its own times it gives up being the leader, ends itself, and all
-// that its start costs is due again.
-const unhurried = `  kubeadm:
-    controllerManager: {extraArgs: [{name: leader-elect-lease-duration, value: 120s}, {name: leader-elect-renew-deadline, value: 100s}, {name: leader-elect-retry-period, value: 15s}]}
-    scheduler: {extraArgs: [{name: leader-elect-lease-duration, value: 120s}, {name: leader-elect-renew-deadline, value: 100s}, {name: leader-elect-retry-period, value: 15s}]}
+// unhurried lets the control plane of emulated machines be slow: by its own times it
+// gives up being the leader, ends itself, and all that its start costs is due again.
+// As kimage up does (see there), also if several masters crowd few processors.
+func unhurried(masters int) string {
+	env := "[]"
+	if masters > 1 {
+		env = `[{name: GOMAXPROCS, value: "1"}]`
+	}
+	const args = "[{name: leader-elect-lease-duration, value: 120s}, {name: leader-elect-renew-deadline, value: 100s}, {name: leader-elect-retry-period, value: 15s}]"
+	return `  kubeadm:
+    apiServer: {extraEnvs: ` + env + `}
+    controllerManager: {extraEnvs: ` + env + `, extraArgs: ` + args + `}
+    scheduler: {extraEnvs: ` + env + `, extraArgs: ` + args + `}
   kubelet: {nodeLeaseDurationSeconds: 120, nodeStatusUpdateFrequency: 20s}
 `
+}
 
 // cluster is a topology of machines that were powered on together.
 type cluster struct {
@@ -67,6 +76,7 @@ type cluster struct {
 	started time.Time
 	nodes   []*clusterNode
 	network *lan.Switch
+	crowded bool // they have more processors than this computer
 }
 
 type clusterNode struct {
@@ -112,7 +122,7 @@ func powerOn(t *testing.T, topology string) *cluster {
 	dir := t.TempDir()
 	describe(t, dir, topology, key)
 	names := machineNames(t, dir)
-	c := &cluster{t: t}
+	c := &cluster{t: t, crowded: len(names) > runtime.NumCPU()}
 	var err error
 	if c.network, err = lan.New(filepath.Join(dir, "lan")); err != nil {
 		t.Fatal(err)
@@ -168,7 +178,7 @@ func describe(t *testing.T, dir, topology string, key qemu.Key) {
 		text = strings.Replace(text, old, new, 1)
 	}
 	edit("ssh: {authorizedKeys: []}", "ssh: {authorizedKeys: [\""+key.Public+"\"]}")
-	edit("  nodes:\n  - name", "    network: {mtu: 1500}    # static: nobody gives addresses here\n"+unhurried+"  nodes:\n  - name")
+	edit("  nodes:\n  - name", "    network: {mtu: 1500}    # static: nobody gives addresses here\n"+unhurried(strings.Count(text, "master"))+"  nodes:\n  - name")
 	for i := 2; strings.Contains(text, fmt.Sprintf("name: k8s-%02d", i)); i += 2 {
 		match := fmt.Sprintf("    match: {mac: \"52:54:00:17:08:%02d\"}\n", i)
 		edit(match, match+"    machine: {cloudInit: route.yaml}\n")
@@ -227,7 +237,7 @@ func (c *cluster) machine(dir, name string, key qemu.Key) *clusterNode {
 		c.t.Fatal(err)
 	}
 	number := strings.TrimPrefix(name, "k8s-")
-	n.node = newNode(c.t, qemu.Config{Dir: filepath.Join(dir, name), CPUs: n.cpus(), MemoryMiB: n.memoryMiB(), Seed: filepath.Join(dir, "config/nodes", name, "seed.iso"),
+	n.node = newNode(c.t, qemu.Config{Dir: filepath.Join(dir, name), CPUs: n.cpus(), MemoryMiB: n.memoryMiB(), Paced: c.crowded, Seed: filepath.Join(dir, "config/nodes", name, "seed.iso"),
 		LAN: socket, LANMAC: "52:54:00:17:08:" + number, UUID: "6b696d61-6765-4000-8000-5254001708" + number}, user, key)
 	return n
 }
@@ -267,32 +277,47 @@ func (c *cluster) awaitReady(limit time.Duration) {
 	}
 }
 
+// player is a machine that takes turns with others.
+type player struct {
+	master bool
+	phase  func() string
+	renice func(nice int) error
+}
+
 // takeTurns sets the machines' priorities until ctx ends: what emulated machines do
-// that are ready, or wait, is more than half of what the host has.
-func (c *cluster) takeTurns(ctx context.Context) {
-	now := make([]int, len(c.nodes))
+// that are ready, or wait, is more than half of what the host has. Then they are equals
+// again.
+func takeTurns(ctx context.Context, t *testing.T, all []player) {
 	for ctx.Err() == nil {
-		for i, n := range c.nodes {
-			nice := local.Nice(phaseOf(n.Machine), n.has("master"))
-			if nice == now[i] || !n.Started() {
-				continue
-			}
-			if err := n.SetNice(nice); err != nil {
-				c.t.Logf("the machines' turns end: %v", err)
+		for _, p := range all {
+			if err := p.renice(local.Nice(p.phase(), p.master)); err != nil && ctx.Err() == nil {
+				t.Logf("the machines' turns end: %v", err)
 				return
 			}
-			now[i] = nice
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(5 * time.Second):
 		}
 	}
-	for _, n := range c.nodes {
-		if n.Started() {
-			n.SetNice(0)
+	for _, p := range all {
+		if err := p.renice(0); err != nil {
+			t.Logf("a machine keeps its priority: %v", err)
 		}
 	}
+}
+
+func (c *cluster) takeTurns(ctx context.Context) {
+	var all []player
+	for _, n := range c.nodes {
+		all = append(all, player{n.has("master"), func() string { return phaseOf(n.Machine) }, func(nice int) error {
+			if !n.Started() {
+				return nil
+			}
+			return n.SetNice(nice)
+		}})
+	}
+	takeTurns(ctx, c.t, all)
 }
 
 // explain logs what every machine knows of a failure.

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kimage-project/kimage/pkg/local"
 	"github.com/kimage-project/kimage/pkg/qemu"
 )
 
@@ -22,21 +21,26 @@ const moreNodes = `  - {name: k8s-02, roles: [etcd, master, worker], address: 19
 func TestServe3(t *testing.T) {
 	enough(t, 3, "make e2e-all")
 	allAsked(t)
-	r := newRoomOf(t, moreNodes+unhurried, system, user, image, "--dhcp-range", "192.168.77.101-192.168.77.150")
+	r := newRoomOf(t, moreNodes+unhurried(2), system, user, image, "--dhcp-range", "192.168.77.101-192.168.77.150")
 	started := time.Now()
 	var all []*metalMachine
+	var players []player
 	for number, firmware := range []string{qemu.BIOS, qemu.UEFI, qemu.BIOS} {
 		m := r.machine(number+1, firmware)
-		m.memory = 2560
+		m.memory, m.accel = 2560, qemu.Pace()
 		if m.name == "k8s-03" {
 			m.cpus, m.memory = 1, 1536
 		}
 		m.on()
 		all = append(all, m)
+		players = append(players, player{m.name != "k8s-03", func() string {
+			phase, _, _ := strings.Cut(m.phase(m.name), " ")
+			return phase
+		}, func(nice int) error { return qemu.Renice(m.cmd.Process.Pid, nice) }})
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var turns sync.WaitGroup
-	turns.Go(func() { takeTurnsInRoom(ctx, all) })
+	turns.Go(func() { takeTurns(ctx, t, players) })
 	defer turns.Wait() // they look at the machines, which are gone when the story has ended
 	defer cancel()
 	for _, m := range all {
@@ -63,27 +67,5 @@ func TestServe3(t *testing.T) {
 	}
 	if out := all[0].ssh("sudo " + kubectl + "get nodes --no-headers | awk '{print $1, $2}'"); out != "k8s-01 Ready\nk8s-02 Ready\nk8s-03 Ready" {
 		t.Errorf("Nodes:\n%s", out)
-	}
-}
-
-// takeTurnsInRoom is takeTurns for machines that kimage serve knows the phases of.
-func takeTurnsInRoom(ctx context.Context, all []*metalMachine) {
-	for ctx.Err() == nil {
-		for _, m := range all {
-			phase, _, _ := strings.Cut(m.phase(m.name), " ")
-			if err := qemu.Renice(m.cmd.Process.Pid, local.Nice(phase, m.name != "k8s-03")); err != nil && ctx.Err() == nil {
-				m.t.Logf("the machines' turns end: %v", err)
-				return
-			}
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(5 * time.Second):
-		}
-	}
-	for _, m := range all {
-		if err := qemu.Renice(m.cmd.Process.Pid, 0); err != nil {
-			m.t.Logf("%s keeps its priority: %v", m.name, err)
-		}
 	}
 }

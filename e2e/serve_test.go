@@ -201,6 +201,7 @@ type metalMachine struct {
 	cpus, memory  int // MiB
 	disk, console string
 	firmware      []string
+	accel         []string // qemu's options, of how it is emulated
 	cmd           *exec.Cmd
 }
 
@@ -208,7 +209,7 @@ type metalMachine struct {
 func (r *room) machine(number int, firmware string) *metalMachine {
 	r.t.Helper()
 	name := fmt.Sprintf("k8s-%02d", number)
-	m := &metalMachine{room: r, number: number, name: name, address: fmt.Sprintf("192.168.77.%d", 100+number), cpus: 2, memory: 4096,
+	m := &metalMachine{room: r, number: number, name: name, address: fmt.Sprintf("192.168.77.%d", 100+number), cpus: 2, memory: 4096, accel: []string{"-accel", "tcg,thread=multi"},
 		disk: filepath.Join(r.dir, name+".qcow2"), console: filepath.Join(r.dir, name+".log")}
 	if out, err := r.inside(r.t.Context(), "sh", "-ec", fmt.Sprintf("ip tuntap add tap%[1]d mode tap; ip link set tap%[1]d master br0 up", number)).CombinedOutput(); err != nil {
 		r.t.Fatalf("%v\n%s", err, out)
@@ -231,11 +232,11 @@ func (r *room) machine(number int, firmware string) *metalMachine {
 // on switches the machine on.
 func (m *metalMachine) on() {
 	m.t.Helper()
-	argv := append([]string{"qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", strconv.Itoa(m.cpus), "-m", strconv.Itoa(m.memory), "-display", "none", "-nodefaults", "-no-user-config",
+	argv := append([]string{"qemu-system-x86_64", "-cpu", "max", "-smp", strconv.Itoa(m.cpus), "-m", strconv.Itoa(m.memory), "-display", "none", "-nodefaults", "-no-user-config",
 		"-serial", "file:" + m.console, "-device", "virtio-rng-pci", "-uuid", fmt.Sprintf("5a1b2c3d-0000-4000-8000-0000000000%02d", m.number),
 		"-netdev", fmt.Sprintf("tap,id=n,ifname=tap%d,script=no,downscript=no", m.number), "-device", fmt.Sprintf("virtio-net-pci,netdev=n,mac=52:54:00:17:08:%02d,bootindex=1", m.number),
 		"-drive", "if=none,id=d,format=qcow2,cache=unsafe,discard=unmap,file=" + m.disk, "-device", "virtio-blk-pci,drive=d,serial=DISK1,bootindex=2"}, m.firmware...)
-	m.cmd = m.inside(context.Background(), argv...)
+	m.cmd = m.inside(context.Background(), append(argv, m.accel...)...)
 	m.cmd.Stdout, m.cmd.Stderr = m.room, m.room
 	if err := m.cmd.Start(); err != nil {
 		m.t.Fatal(err)
