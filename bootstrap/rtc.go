@@ -19,7 +19,7 @@ const rtcFile = "/sys/class/rtc/rtc0/since_epoch"
 // rtcEvery is how often the two clocks are compared, and rtcBehind how far the kernel's
 // may be behind; the RTC tells whole seconds.
 const (
-	rtcEvery  = 10 * time.Second
+	rtcEvery  = 3 * time.Second
 	rtcBehind = 2 * time.Second
 )
 

@@ -328,8 +328,8 @@ func (l *localCluster) prepare(cmd *cobra.Command, f *cluster.File, identity, im
 		return spec, nil, err
 	}
 	spec.User = o.User
-	if now == nil && len(spec.Machines) > 3 && accel == "tcg" {
-		fmt.Fprintf(cmd.ErrOrStderr(), "%d emulated machines need a computer with about as many processors; this one has %d: they may never be Ready\n", len(spec.Machines), runtime.NumCPU())
+	if now == nil && spec.Crowded() {
+		fmt.Fprintf(cmd.ErrOrStderr(), "%d emulated machines share %d processors: their time passes more slowly than here, and it takes at least %d minutes until they are Ready\n", len(spec.Machines), runtime.NumCPU(), 5*len(spec.Machines))
 	}
 	const imageMiB = 1024
 	if now == nil {
