@@ -133,37 +133,11 @@ func powerOn(t *testing.T, topology string) *cluster {
 	}
 	c.started = time.Now()
 	for _, n := range slices.Backward(c.nodes) { // the last first: no order is the right one
-		if c.later(n) {
-			continue
-		}
 		if err := n.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return c
-}
-
-// later says whether a machine is switched on only when the first master is Ready:
-// of more than three machines on few processors those whose turn has not come take
-// what an API server needs to start at all.
-func (c *cluster) later(n *clusterNode) bool {
-	return len(c.nodes) > 3 && n.kubelet() && n != c.first("master")
-}
-
-// powerOnRest switches those on.
-func (c *cluster) powerOnRest(ctx context.Context) error {
-	if err := c.first("master").awaitReady(ctx); err != nil {
-		return fmt.Errorf("%s: %w", c.first("master").name, err)
-	}
-	for _, n := range c.nodes {
-		if c.later(n) {
-			c.t.Logf("%s is switched on %s after the first", n.name, time.Since(c.started).Round(time.Second))
-			if err := n.Start(ctx); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // describe writes the cluster file of a topology, and the configs.
@@ -253,11 +227,6 @@ func (c *cluster) awaitReady(limit time.Duration) {
 	ctx, cancel := context.WithDeadline(c.t.Context(), end)
 	defer cancel()
 	go c.takeTurns(ctx)
-	if len(c.nodes) > 3 {
-		if err := c.powerOnRest(ctx); err != nil {
-			c.t.Fatal(err)
-		}
-	}
 	errs := make([]error, len(c.nodes))
 	var wg sync.WaitGroup
 	for i, n := range c.nodes {
