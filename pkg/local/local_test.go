@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -298,6 +299,23 @@ func TestScreen(t *testing.T) {
 	}
 	if got := s.ConsoleTail("a", 1); strings.Contains(got, "\x1b") {
 		t.Errorf("%q", got)
+	}
+}
+
+func TestCrowded(t *testing.T) {
+	have := runtime.NumCPU()
+	for _, c := range []struct {
+		accel string
+		cpus  []int
+		want  bool
+	}{{"tcg", []int{have}, false}, {"tcg", []int{have, 1}, true}, {"kvm", []int{have, 1}, false}} {
+		s := Spec{Accel: c.accel}
+		for _, n := range c.cpus {
+			s.Machines = append(s.Machines, Machine{CPUs: n})
+		}
+		if s.Crowded() != c.want {
+			t.Errorf("%s, %d processors on %d: %t", c.accel, c.cpus, have, !c.want)
+		}
 	}
 }
 
