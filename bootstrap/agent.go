@@ -75,7 +75,7 @@ func Run(ctx context.Context, logf func(string, ...any)) error {
 	if err := a.setClock(); err != nil {
 		logf("%v", err)
 	}
-	go a.followRTC(ctx)
+	a.followRTC(ctx)
 	a.beSeen(ctx)
 	if err := a.identify(ctx); err != nil {
 		return err

@@ -23,33 +23,37 @@ const (
 	rtcBehind = 2 * time.Second
 )
 
-// followRTC sets the clock of an emulated machine when it has fallen behind the RTC: where
-// the computer that emulates it has too much to do, its time can pass more slowly than
-// that of the other machines, whose certificates and tokens would not be valid yet. A
-// clock that is ahead was set, and stays. No other machine's RTC is trusted: it may
-// be wrong, or in local time.
+// followRTC sets the clock of an emulated machine when it has fallen behind the RTC, at
+// once and until ctx ends: where the computer that emulates it has too much to do, its
+// time can pass more slowly than that of the other machines, whose certificates and tokens
+// would not be valid yet. A clock that is ahead was set, and stays. No other machine's RTC
+// is trusted: it may be wrong, or in local time.
 func (a *Agent) followRTC(ctx context.Context) {
 	out, err := exec.CommandContext(ctx, "systemd-detect-virt", "--vm").Output()
 	if err != nil || strings.TrimSpace(string(out)) != "qemu" { // with KVM it is kvm
 		return
 	}
-	for said := false; ; {
-		behind, err := setToRTC()
-		if err != nil {
-			a.logf("following the RTC: %v", err)
-			return
-		}
-		if behind > 0 && !said {
-			a.logf("the clock of this emulated machine was %s behind its RTC: set, now and whenever it is again", behind)
-			said = true
-		}
-		if sleep(ctx, rtcEvery) != nil {
-			return
-		}
+	behind, err := setToRTC()
+	switch {
+	case err != nil:
+		a.logf("following the RTC: %v", err)
+		return
+	case behind > 0:
+		a.logf("the clock of this emulated machine was %s behind its RTC: set, now and whenever it is again", behind)
 	}
+	go func() {
+		for sleep(ctx, rtcEvery) == nil {
+			if _, err := setToRTC(); err != nil {
+				a.logf("following the RTC: %v", err)
+				return
+			}
+		}
+	}()
 }
 
-// setToRTC sets the clock, if it is behind, and returns by how much it was.
+// setToRTC sets the clock, if it is behind, and returns by how much it was, in whole
+// seconds; 0: it was not. The error says that there is no RTC, that it tells no time, or
+// that the clock cannot be set.
 func setToRTC() (time.Duration, error) {
 	text, err := os.ReadFile(rtcFile)
 	if err != nil {

@@ -55,19 +55,16 @@ bootcmd:
 
 // unhurried lets the control plane of emulated machines be slow: by its own times it
 // gives up being the leader, ends itself, and all that its start costs is due again.
-// As kimage up does (see there), also if several masters crowd few processors.
+// Where several masters crowd few processors, each runs on one. kimage up does the same.
 func unhurried(masters int) string {
-	env := "[]"
+	api, more := "", ""
 	if masters > 1 {
-		env = `[{name: GOMAXPROCS, value: "1"}]`
+		const one = `extraEnvs: [{name: GOMAXPROCS, value: "1"}]`
+		api, more = "    apiServer: {"+one+"}\n", ", "+one
 	}
-	const args = "[{name: leader-elect-lease-duration, value: 120s}, {name: leader-elect-renew-deadline, value: 100s}, {name: leader-elect-retry-period, value: 15s}]"
-	return `  kubeadm:
-    apiServer: {extraEnvs: ` + env + `}
-    controllerManager: {extraEnvs: ` + env + `, extraArgs: ` + args + `}
-    scheduler: {extraEnvs: ` + env + `, extraArgs: ` + args + `}
-  kubelet: {nodeLeaseDurationSeconds: 120, nodeStatusUpdateFrequency: 20s}
-`
+	slow := "{extraArgs: [{name: leader-elect-lease-duration, value: 120s}, {name: leader-elect-renew-deadline, value: 100s}, {name: leader-elect-retry-period, value: 15s}]" + more + "}\n"
+	return "  kubeadm:\n" + api + "    controllerManager: " + slow + "    scheduler: " + slow +
+		"  kubelet: {nodeLeaseDurationSeconds: 120, nodeStatusUpdateFrequency: 20s}\n"
 }
 
 // cluster is a topology of machines that were powered on together.
