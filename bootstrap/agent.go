@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,7 @@ type Agent struct {
 	clock *stopwatch
 
 	rosters *rosters
+	agreed  sync.Map // by master: the digest of the roster that it had when it last answered, if this machine had the same
 	seen    seen
 	store   *report.Store                                      // of masters
 	unready func(context.Context) (map[string][]string, error) // of masters: the Nodes that are not Ready
@@ -247,7 +249,7 @@ func (a *Agent) runKube(ctx context.Context) error {
 			return err
 		}
 	}
-	n, err := kube.New(kube.Config{Node: a.conf, Name: a.name, Addresses: addresses, Masters: a.masters, Clock: a.seen.clockWrong, Lock: a.askLock, Logf: a.logf, Run: a.runProgram})
+	n, err := kube.New(kube.Config{Node: a.conf, Name: a.name, Addresses: addresses, Roster: func() nodeconf.Roster { return a.rosters.highest().Roster }, Clock: a.seen.clockWrong, Lock: a.askLock, Logf: a.logf, Run: a.runProgram})
 	if err != nil {
 		return err
 	}

@@ -102,7 +102,7 @@ func (a *Agent) reportAll(ctx context.Context, client *report.Client) (answered 
 	m := report.Message{ClusterUID: a.conf.Cluster.UID, Report: report.Report{Name: a.name, Addresses: a.seen.currentAddresses(), ImageID: a.image.ImageID, OS: a.image.OS,
 		Kubernetes: a.image.Kubernetes, Phase: phase.Phase, Since: phase.Since, Why: phase.Why, Time: time.Now()}}
 	if roster.Serial > 0 {
-		m.Roster = &roster.Signed
+		m.Roster, m.Digest = &roster.Signed, roster.Signed.Digest()
 	}
 	if a.store != nil {
 		if err := a.store.Put("", "itself", m.Report); err != nil {
@@ -131,6 +131,10 @@ func (a *Agent) reportAll(ctx context.Context, client *report.Client) (answered 
 }
 
 func (a *Agent) reportTo(ctx context.Context, client *report.Client, to nodeconf.Master, m report.Message) (answered bool) {
+	if has, ok := a.agreed.Load(to); ok && has == m.Digest {
+		m.Roster = nil // a thousand machines that sent all of it every minute would be heard
+	}
+	a.agreed.Delete(to)
 	answer, ahead, err := client.Send(ctx, to, m)
 	if err != nil {
 		var clock *peer.Clock
@@ -150,6 +154,8 @@ func (a *Agent) reportTo(ctx context.Context, client *report.Client, to nodeconf
 	a.seen.noteRefusal(to.Name, "")
 	if answer.Roster != nil {
 		a.rosters.take(*answer.Roster, to.Name)
+	} else {
+		a.agreed.Store(to, m.Digest)
 	}
 	return true
 }
@@ -173,7 +179,7 @@ func (a *Agent) askEtcdClocks(ctx context.Context, roster report.SignedAndOpen) 
 		asked[m.Name] = true
 	}
 	var wg sync.WaitGroup
-	for _, k := range report.KnownMachines(nil, roster.Roster) {
+	for _, k := range report.KnownMachines(roster.Roster) {
 		if !asked[k.Name] && len(k.Addresses) > 0 {
 			wg.Go(func() {
 				a.seen.noteClock(k.Name, byEtcd, clockOf(ctx, k.Name, "https://"+net.JoinHostPort(k.Addresses[0], etcdClientPort)+"/version", transport))
@@ -233,7 +239,7 @@ func (a *Agent) hearReports(ctx context.Context, pkiDir, socket string) error {
 // newStore is where a master keeps reports.
 func (a *Agent) newStore() *report.Store {
 	return &report.Store{ClusterName: a.conf.Cluster.Name, Master: a.name, Since: time.Now(), Now: time.Now, Ready: PhaseReady, Known: func() []report.Known {
-		return report.KnownMachines(a.conf.Peers, a.rosters.highest().Roster)
+		return report.KnownMachines(a.rosters.highest().Roster)
 	}}
 }
 

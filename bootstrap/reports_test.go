@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,7 +28,6 @@ type seenCluster struct {
 	ca      pki.Pair
 	etcdCA  pki.Pair
 	joinKey []byte
-	peers   *nodeconf.Peers
 }
 
 // seenMachine is an agent without the parts that change a machine.
@@ -45,7 +45,7 @@ func newSeenCluster(t *testing.T) *seenCluster {
 	if c.etcdCA, err = pki.NewCA("etcd", "kimage", "ECDSA-P256", time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	c.peers = &nodeconf.Peers{Nodes: []nodeconf.Peer{{Name: "m1", Roles: []string{"master"}, Addresses: []string{c.net + "1"}}, {Name: "w1", Roles: []string{"worker"}}, {Name: "w2", Roles: []string{"worker"}}},
+	c.peers = nodeconf.Peers{Nodes: []nodeconf.Peer{{Name: "m1", Roles: []string{"master"}, Addresses: []string{c.net + "1"}}, {Name: "w1", Roles: []string{"worker"}}, {Name: "w2", Roles: []string{"worker"}}},
 		Pools: []nodeconf.Peer{{Name: "crowd", Roles: []string{"worker"}, Size: 1}}}
 	return c
 }
@@ -70,7 +70,7 @@ func (c *seenCluster) machine(name, pool, role string, serial int, ca pki.Pair) 
 	conf := nodeconf.Config{Cluster: c.cluster, Node: nodeconf.Node{Name: name, Pool: pool, Roles: []string{role}}}
 	if role == "master" {
 		files["ca.key"], files["etcd-ca.crt"], files["join.key"] = ca.Key, c.etcdCA.Cert, append(c.joinKey, '\n')
-		conf.Node.Addresses, conf.Peers = []string{c.net + "1"}, c.peers
+		conf.Node.Addresses = []string{c.net + "1"}
 	}
 	for file, data := range files {
 		if err := os.WriteFile(filepath.Join(m.dir, file), data, 0o600); err != nil {
@@ -85,6 +85,17 @@ func (c *seenCluster) machine(name, pool, role string, serial int, ca pki.Pair) 
 	m.Agent = &Agent{conf: conf, name: name, image: Manifest{ImageID: "0123456789ab"}, logf: logf, rosters: rosters, shows: make(chan struct{}, 1),
 		phase: &phases{node: name, logf: logf, now: time.Now, file: filepath.Join(m.dir, "phase.json")}}
 	return m
+}
+
+// has is the roster that a master is known to have.
+func (m *seenMachine) has(master string) (digest string) {
+	m.agreed.Range(func(to, d any) bool {
+		if to.(nodeconf.Master).Name == master {
+			digest = d.(string)
+		}
+		return true
+	})
+	return digest
 }
 
 func (m *seenMachine) tell(t *testing.T) {
@@ -150,6 +161,15 @@ func TestReports(t *testing.T) {
 	if w1.rosters.highest().Serial != 4 {
 		t.Error("the master did not pass the roster on")
 	}
+	if w1.tell(t); w1.has("m1") != w1.rosters.highest().Signed.Digest() {
+		t.Error("the roster would be sent again and again to a master that has it")
+	}
+	// A machine whose name is new to the masters brings the roster that lists it.
+	c.peers.Nodes = append(slices.Clone(c.peers.Nodes), nodeconf.Peer{Name: "w3", Roles: []string{"worker"}})
+	w3 := c.machine("w3", "", "worker", 5, c.ca)
+	if x := hear(w3, "w3"); x.Report == nil || !m1.rosters.highest().Peers.Has(false, "w3") {
+		t.Errorf("got %+v", x)
+	}
 	// With the certificate of another cluster's CA nobody is heard, and says why.
 	other, err := pki.NewCA("other", "kimage", "ECDSA-P256", time.Now())
 	if err != nil {
@@ -179,11 +199,11 @@ func TestReports(t *testing.T) {
 	p1 := c.machine("crowd-0123456789", "crowd", "worker", 2, c.ca)
 	e1.phase.set(partEtcd, PhaseReady, "")
 	w1.phase.because("")
-	for _, m := range []*seenMachine{m1, w1, w2, p1, e1} {
+	for _, m := range []*seenMachine{m1, w1, w2, w3, p1, e1} {
 		m.phase.set(partKube, PhaseReady, "")
 		m.tell(t)
 	}
-	if all, err := askCluster(t.Context(), socket); err != nil || !all.OK || len(all.Machines) != 5 {
+	if all, err := askCluster(t.Context(), socket); err != nil || !all.OK || len(all.Machines) != 6 {
 		t.Errorf("got %+v, %v", all, err)
 	}
 }

@@ -135,17 +135,18 @@ func TestSeen(t *testing.T) {
 type operator struct {
 	key     ed25519.PrivateKey
 	cluster nodeconf.Cluster
+	peers   nodeconf.Peers
 }
 
 func newOperator() operator {
 	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
-	return operator{key, nodeconf.Cluster{Name: "demo", UID: "uid-1", RosterKey: base64.StdEncoding.EncodeToString(key.Public().(ed25519.PublicKey))}}
+	return operator{key: key, cluster: nodeconf.Cluster{Name: "demo", UID: "uid-1", RosterKey: base64.StdEncoding.EncodeToString(key.Public().(ed25519.PublicKey))}}
 }
 
 func (o operator) roster(t *testing.T, serial int, masters ...nodeconf.Master) nodeconf.SignedRoster {
 	t.Helper()
 	s, err := nodeconf.Roster{ClusterUID: o.cluster.UID, Generation: 1, Serial: serial, Founding: []string{"e1"}, Members: []nodeconf.Member{{Name: "e1", PeerURL: "https://127.0.0.9:2380"}},
-		Masters: masters}.Sign(o.key)
+		Masters: masters, Peers: o.peers}.Sign(o.key)
 	if err != nil {
 		t.Fatal(err)
 	}

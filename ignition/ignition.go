@@ -65,7 +65,6 @@ type Generator struct {
 	roster     []byte
 	rosterKey  string
 	joinKey    []byte
-	peers      *nodeconf.Peers
 	dataURLs   dataURLs
 }
 
@@ -117,7 +116,6 @@ func New(c Config) (*Generator, error) {
 	if g.rosterKey, err = c.State.RosterKey(); err != nil {
 		return nil, err
 	}
-	g.peers = peersOf(c.File)
 	return g, g.tokensDiffer()
 }
 

@@ -110,7 +110,7 @@ func (g *Generator) nodeConfig(t cluster.Target) (nodeconf.Config, error) {
 		c.Node.Name = t.Name
 	}
 	if t.Kubelet() {
-		c.Node.Labels, _ = splitLabels(t)
+		c.Node.Labels, _ = t.SplitLabels()
 		for _, x := range t.Machine.Taints {
 			c.Node.Taints = append(c.Node.Taints, nodeconf.Taint(x))
 		}
@@ -132,7 +132,6 @@ func (g *Generator) nodeConfig(t cluster.Target) (nodeconf.Config, error) {
 	if c.Kubelet, err = raw(s.Kubelet); err != nil {
 		return c, err
 	}
-	c.Peers = g.peers
 	return c, nil
 }
 
@@ -142,54 +141,6 @@ func raw(o cluster.Object) (*nodeconf.Raw, error) {
 	}
 	data, err := json.Marshal(o)
 	return (*nodeconf.Raw)(&data), err
-}
-
-// peersOf lists every machine with a kubelet, as its masters know it.
-func peersOf(f *cluster.File) *nodeconf.Peers {
-	peers := &nodeconf.Peers{Nodes: []nodeconf.Peer{}}
-	for _, t := range f.Targets() {
-		if !t.Kubelet() {
-			continue
-		}
-		_, restricted := splitLabels(t)
-		p := nodeconf.Peer{Name: t.Name, Roles: t.Roles, Addresses: t.Addresses, Size: t.Size, Labels: restricted}
-		if t.Pool {
-			peers.Pools = append(peers.Pools, p)
-		} else {
-			peers.Nodes = append(peers.Nodes, p)
-		}
-	}
-	return peers
-}
-
-// splitLabels tells the labels that a kubelet may give its own Node from those
-// that only masters may set: the admission plugin NodeRestriction
-// (https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#noderestriction)
-// keeps the kubernetes.io and k8s.io namespaces but for a few names.
-func splitLabels(t cluster.Target) (own, restricted map[string]string) {
-	own, restricted = map[string]string{}, map[string]string{}
-	for k, v := range t.Machine.Labels {
-		if ownLabel(k) {
-			own[k] = v
-		} else {
-			restricted[k] = v
-		}
-	}
-	if t.Has(cluster.RoleWorker) {
-		restricted["node-role.kubernetes.io/worker"] = ""
-	}
-	return own, restricted
-}
-
-var ownLabels = []string{"kubernetes.io/hostname", "kubernetes.io/arch", "kubernetes.io/os", "topology.kubernetes.io/region", "topology.kubernetes.io/zone"}
-
-func ownLabel(key string) bool {
-	domain, _, ok := strings.Cut(key, "/")
-	if !ok || slices.Contains(ownLabels, key) {
-		return true
-	}
-	in := func(d string) bool { return domain == d || strings.HasSuffix(domain, "."+d) }
-	return in("kubelet.kubernetes.io") || in("node.kubernetes.io") || !in("kubernetes.io") && !in("k8s.io")
 }
 
 // secrets adds the certificates, keys and token that the roles of the machine

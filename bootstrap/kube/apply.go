@@ -166,7 +166,11 @@ func (n *Node) lock(ctx context.Context, to Verb) (release func(), err error) {
 	}
 	n.turn.waits = time.Time{}
 	if to == Init {
-		if api, _, _ := n.probeAPI(ctx, true); api != APISilent {
+		s := State{Now: n.Now(), APISince: n.Now()}
+		if n.apiSeen.api == APIStarting {
+			s.APISince = n.apiSeen.at // for so long that it was decided not to wait for it
+		}
+		if s.API, _, _ = n.probeAPI(ctx, true); s.API == APIReady || s.starting() {
 			release()
 			return nil, ErrBusy
 		}

@@ -88,7 +88,7 @@ type verdict struct {
 //	one that is younger than the request                               never: the request is of an attempt before
 //
 // Of several requests for a name the newest counts.
-func judge(requests []csr, nodes map[string]apiNode, cluster string, peers *nodeconf.Peers) []verdict {
+func judge(requests []csr, nodes map[string]apiNode, cluster string, peers nodeconf.Peers) []verdict {
 	newest := map[string]time.Time{}
 	asked := func(c csr) (name string, err error, ours bool) {
 		pool, of, ours := tokenOf(c)
@@ -189,15 +189,14 @@ func nameAsked(c csr) (string, error) {
 }
 
 // mayAsk says whether the token of a machine, or pool, of the cluster may ask for name.
-func mayAsk(name string, pool bool, of, cluster string, peers *nodeconf.Peers) error {
+func mayAsk(name string, pool bool, of, cluster string, peers nodeconf.Peers) error {
 	if !pool {
 		if name != of {
 			return fmt.Errorf("the token of %s asked for %s", of, name)
 		}
 		return nil
 	}
-	named := peers != nil && slices.ContainsFunc(peers.Nodes, func(p nodeconf.Peer) bool { return p.Name == name })
-	if named || !inPool(name, cluster, of) {
+	if peers.Has(false, name) || !inPool(name, cluster, of) {
 		return fmt.Errorf("the token of pool %s asked for %s, which is no machine of the pool", of, name)
 	}
 	return nil
@@ -230,7 +229,7 @@ func (n *Node) approve(ctx context.Context, c *kubeapi.Client) error {
 		}
 	}
 	var errs []error
-	for _, v := range judge(list.Items, nodes, n.Node.Cluster.Name, n.Node.Peers) {
+	for _, v := range judge(list.Items, nodes, n.Node.Cluster.Name, n.Roster().Peers) {
 		errs = append(errs, n.execute(ctx, c, v))
 	}
 	return errors.Join(errs...)

@@ -54,7 +54,7 @@ func aNode(name string, created time.Time, ready bool) map[string]apiNode {
 }
 
 func TestJudge(t *testing.T) {
-	peers := &nodeconf.Peers{Nodes: []nodeconf.Peer{{Name: "m1"}, {Name: "w1"}, {Name: "spare-0123456789"}}, Pools: []nodeconf.Peer{{Name: "spare"}}}
+	peers := nodeconf.Peers{Nodes: []nodeconf.Peer{{Name: "m1"}, {Name: "w1"}, {Name: "spare-0123456789"}}, Pools: []nodeconf.Peer{{Name: "spare"}}}
 	type change = func(*csr, *x509.CertificateRequest)
 	asks := func(name string) change {
 		return func(_ *csr, x *x509.CertificateRequest) { x.Subject.CommonName = nodeUser + name }
@@ -164,7 +164,7 @@ func TestJudgeSeveral(t *testing.T) {
 		{"somebody else's does not count", []csr{at(0), foreign}, []string{"approve", "deny: the token of m1 asked for w1"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if d := cmp.Diff(tt.want, words(judge(tt.requests, nil, "demo", nil))); d != "" {
+			if d := cmp.Diff(tt.want, words(judge(tt.requests, nil, "demo", nodeconf.Peers{}))); d != "" {
 				t.Error(d)
 			}
 		})

@@ -66,7 +66,7 @@ func TestProbeRefused(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			root := t.TempDir()
 			firstBoot(t, root)
-			n := newNode(t, Config{Node: single(), Root: root, API: "127.0.0.79:" + apiPort, Masters: func() []nodeconf.Master { return tt.masters }})
+			n := newNode(t, Config{Node: single(), Root: root, API: "127.0.0.79:" + apiPort, Roster: func() nodeconf.Roster { return nodeconf.Roster{Masters: tt.masters} }})
 			api, refused, detail := n.probeAPI(t.Context(), true)
 			if api != APISilent || refused != tt.want {
 				t.Errorf("got %d, %t (%s)", api, refused, detail)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
+	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/kubeapi"
 	"github.com/kimage-project/kimage/pkg/pki"
 )
@@ -51,16 +52,17 @@ type cluster struct {
 	*testing.T
 	dir      string
 	secrets  map[string][]byte // by name below nodeconf.PKIDir
-	peers    *nodeconf.Peers
+	peers    nodeconf.Peers
 	masters  []nodeconf.Master
+	serial   int    // of the roster
 	settings string // kubeadm's, JSON
 	running  map[string]*exec.Cmd
 	deadly   bool   // machines that start from now on lose their power after each new step
 	version  string // of Kubernetes in the image of machines that start from now on; empty: the newest
 }
 
-func newCluster(t *testing.T, peers *nodeconf.Peers) *cluster {
-	c := &cluster{T: t, dir: t.TempDir(), secrets: map[string][]byte{}, peers: peers, running: map[string]*exec.Cmd{},
+func newCluster(t *testing.T, peers nodeconf.Peers) *cluster {
+	c := &cluster{T: t, dir: t.TempDir(), secrets: map[string][]byte{}, peers: peers, serial: 1, running: map[string]*exec.Cmd{},
 		// A dead machine, and a dead controller manager, are noticed sooner than in real life.
 		settings: `{"controllerManager":{"extraArgs":[{"name":"node-monitor-grace-period","value":"12s"},{"name":"node-monitor-period","value":"2s"},
 			{"name":"leader-elect-lease-duration","value":"6s"},{"name":"leader-elect-renew-deadline","value":"4s"},{"name":"leader-elect-retry-period","value":"1s"}]}}`}
@@ -170,13 +172,27 @@ func (c *cluster) etcdGet(key string) string {
 	return string(out)
 }
 
+// roster writes the list of machines, from which every machine reads it.
+func (c *cluster) roster() (file string) {
+	c.Helper()
+	data, err := json.Marshal(nodeconf.Roster{Generation: 1, Serial: c.serial, Masters: c.masters, Peers: c.peers})
+	if err != nil {
+		c.Fatal(err)
+	}
+	file = filepath.Join(c.dir, "roster.json")
+	if err := atomicfile.Write(file, data, 0o644); err != nil {
+		c.Fatal(err)
+	}
+	return file
+}
+
 // start boots a machine: of peers' name, or of a pool. What is on its disk stays.
 func (c *cluster) start(name, address string, node nodeconf.Node) {
 	c.Helper()
 	dir := filepath.Join(c.dir, name)
 	master := node.Has(nodeconf.RoleMaster)
 	node.Addresses = []string{address}
-	m := machine{Dir: dir, Name: name, Address: address, Masters: c.masters, Etcd: switchAddress + ":2379", Deadly: c.deadly, Config: nodeconf.Config{
+	m := machine{Dir: dir, Name: name, Address: address, Roster: c.roster(), Etcd: switchAddress + ":2379", Deadly: c.deadly, Config: nodeconf.Config{
 		Cluster: nodeconf.Cluster{Name: "demo", UID: "uid-1"}, Node: node,
 		Image: nodeconf.Image{Kubernetes: cmp.Or(c.version, "v1.37.2"), Plugin: "flannel"},
 		Network: nodeconf.Network{Pods: []string{"10.244.0.0/16"}, Services: []string{"10.96.0.0/12"}, DNSDomain: "cluster.local", DNS: []string{"10.96.0.10"},
@@ -188,7 +204,7 @@ func (c *cluster) start(name, address string, node nodeconf.Node) {
 	writeFile(c.T, filepath.Join(dir, "kimage/token"), nodeconf.Token([]byte(strings.TrimSpace(string(c.secrets[nodeconf.JoinKey]))), node.Pool != "", who)+"\n")
 	secrets := []string{"ca.crt"}
 	if master {
-		m.Config.Peers, m.Config.Kubeadm = c.peers, raw(c.settings)
+		m.Config.Kubeadm = raw(c.settings)
 		secrets = []string{"ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "sa.key", "sa.pub", "etcd-ca.crt", "apiserver-etcd-client.crt", "apiserver-etcd-client.key",
 			"encryption.key", "join.key"}
 	}

@@ -13,8 +13,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/kimage-project/kimage/bootstrap/nodeconf"
 )
 
 // idle is the agent's loop on a machine that is Ready, in a process of its own
@@ -25,7 +23,7 @@ func (m machine) idle() error {
 	if err != nil {
 		window = time.Minute
 	}
-	n, err := New(Config{Node: m.Config, Name: m.Name, Addresses: []string{m.Address}, Masters: func() []nodeconf.Master { return m.Masters }, Logf: log.Printf})
+	n, err := New(Config{Node: m.Config, Name: m.Name, Addresses: []string{m.Address}, Roster: m.roster, Logf: log.Printf})
 	if err != nil {
 		return err
 	}

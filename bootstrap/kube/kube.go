@@ -75,9 +75,9 @@ type Config struct {
 	Node      nodeconf.Config
 	Name      string   // the Node's name; empty: node.json's (a machine of a pool needs one: PoolName)
 	Addresses []string // one per family, the cluster's first; empty: node.json's
-	// Masters are those of the highest roster; nil: none are known, and a master
-	// would take every API server for absent.
-	Masters func() []nodeconf.Master
+	// Roster is the highest that is known; nil: none, and a master would take every
+	// API server for absent.
+	Roster func() nodeconf.Roster
 	// Lock keeps two masters from initialising, joining or (Keep) renewing
 	// certificates at once; ok is false while another holds it. nil: no lock.
 	Lock func(ctx context.Context, to Verb) (release func(), ok bool, err error)
@@ -156,8 +156,8 @@ func New(c Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.Masters == nil {
-		c.Masters = func() []nodeconf.Master { return nil }
+	if c.Roster == nil {
+		c.Roster = func() nodeconf.Roster { return nodeconf.Roster{} }
 	}
 	if c.Clock == nil {
 		c.Clock = func() string { return "" }
@@ -226,14 +226,13 @@ func minor(version string) int {
 // masterNames are the names and addresses by which a master may be called.
 func (n *Node) masterNames() []string {
 	var all []string
-	if n.Node.Peers != nil {
-		for _, p := range n.Node.Peers.Nodes {
-			if slices.Contains(p.Roles, nodeconf.RoleMaster) {
-				all = append(append(all, p.Name), p.Addresses...)
-			}
+	roster := n.Roster()
+	for _, p := range roster.Peers.Nodes {
+		if slices.Contains(p.Roles, nodeconf.RoleMaster) {
+			all = append(append(all, p.Name), p.Addresses...)
 		}
 	}
-	for _, m := range n.Masters() {
+	for _, m := range roster.Masters {
 		all = append(all, m.Name, m.Address)
 	}
 	return all

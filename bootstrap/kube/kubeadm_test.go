@@ -27,9 +27,12 @@ func single() nodeconf.Config {
 		Image: nodeconf.Image{OS: "debian-13", Kubernetes: "v1.37.2", Runtime: "containerd", Plugin: "flannel"},
 		Network: nodeconf.Network{Pods: []string{"10.244.0.0/16"}, Services: []string{"10.96.0.0/12"}, Nodes: []string{"172.17.8.0/24"},
 			DNSDomain: "cluster.local", DNS: []string{"10.96.0.10"}},
-		Peers: &nodeconf.Peers{Nodes: []nodeconf.Peer{{Name: "k8s-01", Roles: []string{"etcd", "master", "worker"}, Addresses: []string{"172.17.8.101"},
-			Labels: map[string]string{"node-role.kubernetes.io/worker": ""}}}},
 	}
+}
+
+func singleRoster() nodeconf.Roster {
+	return nodeconf.Roster{Peers: nodeconf.Peers{Nodes: []nodeconf.Peer{{Name: "k8s-01", Roles: []string{"etcd", "master", "worker"}, Addresses: []string{"172.17.8.101"},
+		Labels: map[string]string{"node-role.kubernetes.io/worker": ""}}}}}
 }
 
 // dual is the second of three masters of a cluster with both families, which
@@ -45,22 +48,25 @@ func dual() nodeconf.Config {
 		"extraVolumes":[{"name":"audit","hostPath":"/var/log/audit","mountPath":"/var/log/audit"}],"certSANs":["ignored.example"]},
 		"featureGates":{"RootlessControlPlane":false},"kubernetesVersion":"v1.0.0","scheduler":{"extraArgs":[{"name":"v","value":"4"}]}}`)
 	c.Kubelet = raw(`{"maxPods":250,"cgroupDriver":"cgroupfs","resolvConf":"/etc/resolv.pods"}`)
-	c.Peers = &nodeconf.Peers{
+	return c
+}
+
+// dualRoster lists the cluster of dual, and masters.
+func dualRoster(masters ...nodeconf.Master) nodeconf.Roster {
+	return nodeconf.Roster{Masters: masters, Peers: nodeconf.Peers{
 		Nodes: []nodeconf.Peer{
 			{Name: "m1", Roles: []string{"master"}, Addresses: []string{"fd00:17:8::1", "172.17.8.1"}},
 			{Name: "m2", Roles: []string{"master"}, Addresses: []string{"fd00:17:8::2", "172.17.8.2"}},
 			{Name: "m3", Roles: []string{"master"}, Addresses: []string{"fd00:17:8::3", "172.17.8.3"}},
 			{Name: "w1", Roles: []string{"worker"}}},
 		Pools: []nodeconf.Peer{{Name: "workers", Roles: []string{"worker"}, Labels: map[string]string{"node-role.kubernetes.io/worker": ""}}},
-	}
-	return c
+	}}
 }
 
 // pooled is a machine of a pool.
 func pooled() nodeconf.Config {
 	c := single()
 	c.Node = nodeconf.Node{Pool: "workers", Roles: []string{"worker"}, Taints: []nodeconf.Taint{{Key: "spot", Effect: "NoSchedule"}}}
-	c.Peers = nil
 	return c
 }
 
@@ -89,13 +95,11 @@ func TestKubeadmConfiguration(t *testing.T) {
 		node Config
 		make func(*Node) ([]byte, error)
 	}{
-		{"init-single", Config{Node: single()}, func(n *Node) ([]byte, error) { return n.initConfig(false, testToken) }},
-		{"init-again", Config{Node: single()}, func(n *Node) ([]byte, error) { return n.initConfig(true, testToken) }},
-		{"init-old", Config{Node: old}, func(n *Node) ([]byte, error) { return n.initConfig(false, testToken) }},
-		{"init-dual", Config{Node: dual(), Masters: func() []nodeconf.Master {
-			return []nodeconf.Master{{Name: "m4", Address: "fd00:17:8::4"}}
-		}}, func(n *Node) ([]byte, error) { return n.initConfig(false, testToken) }},
-		{"join-master", Config{Node: dual()}, (*Node).joinConfig},
+		{"init-single", Config{Node: single(), Roster: singleRoster}, func(n *Node) ([]byte, error) { return n.initConfig(false, testToken) }},
+		{"init-again", Config{Node: single(), Roster: singleRoster}, func(n *Node) ([]byte, error) { return n.initConfig(true, testToken) }},
+		{"init-old", Config{Node: old, Roster: singleRoster}, func(n *Node) ([]byte, error) { return n.initConfig(false, testToken) }},
+		{"init-dual", Config{Node: dual(), Roster: func() nodeconf.Roster { return dualRoster(nodeconf.Master{Name: "m4", Address: "fd00:17:8::4"}) }}, func(n *Node) ([]byte, error) { return n.initConfig(false, testToken) }},
+		{"join-master", Config{Node: dual(), Roster: func() nodeconf.Roster { return dualRoster() }}, (*Node).joinConfig},
 		{"join-worker", Config{Node: pooled(), Name: "workers-0123456789", Addresses: []string{"172.17.8.200"}}, (*Node).joinConfig},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -19,8 +19,9 @@ func (n *Node) label(ctx context.Context, c *kubeapi.Client) error {
 		return fmt.Errorf("listing Nodes: %w", err)
 	}
 	var errs []error
+	peers := n.Roster().Peers
 	for _, node := range list.Items {
-		missing := missingLabels(node.Metadata, n.Node.Cluster.Name, n.Node.Peers)
+		missing := missingLabels(node.Metadata, n.Node.Cluster.Name, peers)
 		if len(missing) == 0 {
 			continue
 		}
@@ -36,8 +37,8 @@ func (n *Node) label(ctx context.Context, c *kubeapi.Client) error {
 	return errors.Join(errs...)
 }
 
-// missingLabels are those that node.json wants and the Node lacks.
-func missingLabels(node metadata, cluster string, peers *nodeconf.Peers) map[string]string {
+// missingLabels are those that the cluster file wants and the Node lacks.
+func missingLabels(node metadata, cluster string, peers nodeconf.Peers) map[string]string {
 	missing := map[string]string{}
 	for k, v := range wantedLabels(node.Name, cluster, peers) {
 		if have, ok := node.Labels[k]; !ok || have != v {
@@ -47,10 +48,7 @@ func missingLabels(node metadata, cluster string, peers *nodeconf.Peers) map[str
 	return missing
 }
 
-func wantedLabels(name, cluster string, peers *nodeconf.Peers) map[string]string {
-	if peers == nil {
-		return nil
-	}
+func wantedLabels(name, cluster string, peers nodeconf.Peers) map[string]string {
 	for _, p := range peers.Nodes {
 		if p.Name == name {
 			return p.Labels

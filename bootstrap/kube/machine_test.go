@@ -26,7 +26,7 @@ type machine struct {
 	Name     string
 	Address  string
 	Config   nodeconf.Config
-	Masters  []nodeconf.Master
+	Roster   string // file with the list of machines
 	Etcd     string // HOST:PORT
 	Settings map[string]string
 	Deadly   bool // the power is cut after each step that it takes for the first time, see deaths
@@ -48,11 +48,11 @@ func runMachine(file string) error {
 	if err := m.boot(); err != nil {
 		return err
 	}
-	go m.balance(APIEndpoint, func() []string { return readyFirst(m.Masters) })
+	go m.balance(APIEndpoint, func() []string { return readyFirst(m.roster().Masters) })
 	go m.balance(EtcdEndpoint, func() []string { return []string{m.Etcd} })
 	go m.pretendRuntime()
 	go m.kubelet()
-	n, err := New(Config{Node: m.Config, Name: m.Name, Addresses: []string{m.Address}, Masters: func() []nodeconf.Master { return m.Masters },
+	n, err := New(Config{Node: m.Config, Name: m.Name, Addresses: []string{m.Address}, Roster: m.roster,
 		Logf: log.Printf, IgnoreChecks: []string{"all"}})
 	if err != nil {
 		return err
@@ -76,6 +76,17 @@ func runMachine(file string) error {
 			pause = 0 // as the agent does
 		}
 	}
+}
+
+func (m machine) roster() (r nodeconf.Roster) {
+	data, err := os.ReadFile(m.Roster)
+	if err == nil {
+		err = json.Unmarshal(data, &r)
+	}
+	if err != nil {
+		log.Print(err)
+	}
+	return r
 }
 
 // boot makes the machine's places its own, and connects it.

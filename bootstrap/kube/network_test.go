@@ -108,7 +108,7 @@ func TestAddressPattern(t *testing.T) {
 }
 
 func TestWantedLabels(t *testing.T) {
-	peers := &nodeconf.Peers{
+	peers := nodeconf.Peers{
 		Nodes: []nodeconf.Peer{{Name: "w1", Labels: map[string]string{"node-role.kubernetes.io/worker": "", "x": "1"}}, {Name: "workers-0123456789"}},
 		Pools: []nodeconf.Peer{{Name: "workers", Labels: map[string]string{"node-role.kubernetes.io/worker": ""}}},
 	}

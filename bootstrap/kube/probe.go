@@ -33,7 +33,7 @@ func (n *Node) probeAPI(ctx context.Context, balanced bool) (best API, refused b
 		return APISilent, false, err.Error()
 	}
 	var servers []server
-	masters := n.Masters()
+	masters := n.Roster().Masters
 	refused = len(masters) > 0 // none at all: nobody knows
 	if balanced || !n.master() {
 		servers = append(servers, server{"the balancer", n.API})

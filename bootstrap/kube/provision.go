@@ -1,14 +1,15 @@
 package kube
 
 import (
+	"cmp"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/url"
 	"slices"
 	"strings"
 
+	"github.com/kimage-project/kimage/bootstrap/nodeconf"
 	"github.com/kimage-project/kimage/pkg/kubeapi"
 )
 
@@ -22,14 +23,68 @@ const (
 
 // record is the ConfigMap's data.
 type record struct {
-	tokens     []string // IDs of all tokens that were ever granted; one that is deleted stays so
+	tokens     []string // grant.entry of all tokens that were granted to what the roster lists; one whose Secret is deleted stays so
+	roster     string   // "GENERATION.SERIAL" of the newest by which they were
 	network    string   // plugin whose manifest was applied
 	kubernetes string   // to which all that kubeadm made was brought
 }
 
 func (r record) object() kubeapi.Object {
 	return kubeapi.Object{"apiVersion": "v1", "kind": "ConfigMap", "metadata": object{"name": recordName, "namespace": "kube-system"},
-		"data": object{"tokens": strings.Join(r.tokens, " "), "network": r.network, "kubernetes": r.kubernetes}}
+		"data": object{"tokens": strings.Join(r.tokens, " "), "roster": r.roster, "network": r.network, "kubernetes": r.kubernetes}}
+}
+
+// due is what has to be granted and revoked, if all are the tokens of what the
+// roster lists: those of who left it go, and with a new join key those of the old
+// one. A master with an older roster than the record's does neither.
+func (r record) due(all []grant, roster nodeconf.Roster) (grants []grant, revoked []string) {
+	if r.newerThan(roster) {
+		return nil, nil
+	}
+	for _, g := range all {
+		if !slices.Contains(r.tokens, g.entry()) {
+			grants = append(grants, g)
+		}
+	}
+	for _, entry := range r.tokens {
+		kind, name, id := parseEntry(entry)
+		of := func(g grant) bool { return kindOf(g.pool) == kind && g.name == name }
+		renewed := slices.ContainsFunc(grants, func(g grant) bool { return of(g) && g.id != id })
+		if renewed || !slices.ContainsFunc(all, of) {
+			revoked = append(revoked, entry)
+		}
+	}
+	return grants, revoked
+}
+
+// took is the record after that. It keeps the entries of an older join key: a
+// master that still has it would grant them again.
+func (r *record) took(grants []grant, roster nodeconf.Roster) {
+	if r.newerThan(roster) {
+		return
+	}
+	r.tokens = slices.DeleteFunc(r.tokens, func(entry string) bool {
+		kind, name, _ := parseEntry(entry)
+		return !roster.Peers.Has(kind == kindOf(true), name)
+	})
+	for _, g := range grants {
+		r.tokens = append(r.tokens, g.entry())
+	}
+	slices.Sort(r.tokens)
+	r.roster = fmt.Sprintf("%d.%d", roster.Generation, roster.Serial)
+}
+
+// newerThan says whether tokens were granted by a newer roster.
+func (r record) newerThan(roster nodeconf.Roster) bool {
+	var generation, serial int
+	fmt.Sscanf(r.roster, "%d.%d", &generation, &serial)
+	return cmp.Or(cmp.Compare(generation, roster.Generation), cmp.Compare(serial, roster.Serial)) > 0
+}
+
+func parseEntry(entry string) (kind, name, id string) {
+	kind, rest, _ := strings.Cut(entry, ":")
+	name, id, _ = strings.Cut(rest, ":")
+	return kind, name, id
 }
 
 // keep is what masters do for others for as long as they run. Workers, and
@@ -56,15 +111,16 @@ func (n *Node) provision(ctx context.Context, c *kubeapi.Client) error {
 	if err := c.Get(ctx, recordPath, nil, &old); err != nil && !kubeapi.Is(err, 404) {
 		return fmt.Errorf("reading what was provisioned: %w", err)
 	}
-	r := record{tokens: strings.Fields(old.Data["tokens"]), network: old.Data["network"], kubernetes: old.Data["kubernetes"]}
-	grants, err := n.grants()
+	r := record{tokens: strings.Fields(old.Data["tokens"]), roster: old.Data["roster"], network: old.Data["network"], kubernetes: old.Data["kubernetes"]}
+	roster := n.Roster()
+	all, err := n.grants(roster.Peers)
 	if err != nil {
 		return err
 	}
 	first := len(old.Data) == 0
-	grants = slices.DeleteFunc(grants, func(g grant) bool { return slices.Contains(r.tokens, g.id) })
+	grants, revoked := r.due(all, roster)
 	own := n.Node.Image.Kubernetes
-	if !first && len(grants) == 0 && r.network != "" && !newer(own, r.kubernetes) {
+	if !first && len(grants)+len(revoked) == 0 && r.network != "" && !newer(own, r.kubernetes) {
 		return nil
 	}
 	switch {
@@ -85,17 +141,14 @@ func (n *Node) provision(ctx context.Context, c *kubeapi.Client) error {
 			return err
 		}
 	}
-	if err := n.grant(ctx, c, grants, !first); err != nil {
+	if err := n.grant(ctx, c, grants, revoked); err != nil {
 		return err
 	}
-	for _, g := range grants {
-		r.tokens = append(r.tokens, g.id)
-	}
-	slices.Sort(r.tokens)
+	r.took(grants, roster)
 	if err := c.Apply(ctx, r.object()); err != nil {
 		return err
 	}
-	n.Logf("provisioned %d tokens, network %s, Kubernetes %s", len(grants), r.network, r.kubernetes)
+	n.Logf("provisioned %d tokens, revoked %d, network %s, Kubernetes %s", len(grants), len(revoked), r.network, r.kubernetes)
 	return nil
 }
 
@@ -152,34 +205,17 @@ func (n *Node) forbidAutoApproval(ctx context.Context, c *kubeapi.Client) error 
 	return nil
 }
 
-// grant makes tokens known. With a new join key, those of the old one go.
-func (n *Node) grant(ctx context.Context, c *kubeapi.Client, grants []grant, revoke bool) error {
+// grant makes tokens known, and others unknown.
+func (n *Node) grant(ctx context.Context, c *kubeapi.Client, grants []grant, revoked []string) error {
 	for _, g := range grants {
 		if err := c.Apply(ctx, g.secret()); err != nil {
 			return err
 		}
 	}
-	if !revoke || len(grants) == 0 {
-		return nil
-	}
-	var list struct {
-		Items []struct {
-			Metadata metadata
-			Data     map[string]string
-		}
-	}
-	if err := c.Get(ctx, "/api/v1/namespaces/kube-system/secrets", url.Values{"fieldSelector": {"type=bootstrap.kubernetes.io/token"}}, &list); err != nil {
-		return fmt.Errorf("listing tokens: %w", err)
-	}
-	for _, s := range list.Items {
-		groups, _ := base64.StdEncoding.DecodeString(s.Data["auth-extra-groups"])
-		for _, g := range grants {
-			if s.Metadata.Name == "bootstrap-token-"+g.id || !slices.Contains(strings.Split(string(groups), ","), tokenGroup(g.pool, g.name)) {
-				continue
-			}
-			if err := c.Delete(ctx, "/api/v1/namespaces/kube-system/secrets/"+s.Metadata.Name, s.Metadata.UID); err != nil {
-				return fmt.Errorf("revoking an old token of %s: %w", g.name, err)
-			}
+	for _, entry := range revoked {
+		kind, name, id := parseEntry(entry)
+		if err := c.Delete(ctx, "/api/v1/namespaces/kube-system/secrets/bootstrap-token-"+url.PathEscape(id), ""); err != nil {
+			return fmt.Errorf("revoking a token of the %s %s: %w", kind, name, err)
 		}
 	}
 	return nil

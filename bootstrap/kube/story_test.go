@@ -23,9 +23,9 @@ const (
 	m1, m2      = "172.17.8.101", "172.17.8.102"
 )
 
-func storyPeers() *nodeconf.Peers {
+func storyPeers() nodeconf.Peers {
 	label := map[string]string{workerLabel: ""}
-	return &nodeconf.Peers{
+	return nodeconf.Peers{
 		Nodes: []nodeconf.Peer{{Name: "m1", Roles: []string{"master"}, Addresses: []string{m1}}, {Name: "m2", Roles: []string{"master"}, Addresses: []string{m2}},
 			{Name: "w1", Roles: []string{"worker"}, Labels: label}, {Name: "w2", Roles: []string{"worker"}, Labels: label}},
 		Pools: []nodeconf.Peer{{Name: "pool", Roles: []string{"worker"}, Labels: label}},
@@ -100,6 +100,17 @@ func TestStory(t *testing.T) {
 	}
 	c.thieves()
 	c.flannel("w1", "172.17.8.111")
+
+	// One of a new name takes a worker's place, and no other machine is booted for it.
+	c.peers.Nodes[3].Name, c.serial = "w3", c.serial+1
+	c.roster()
+	c.start("w3", "172.17.8.113", nodeconf.Node{Name: "w3", Roles: []string{"worker"}})
+	c.ready(m1, "w3", "")
+	left, _, _ := strings.Cut(nodeconf.Token([]byte(strings.TrimSpace(string(c.secrets[nodeconf.JoinKey]))), false, "w2"), ".")
+	if err := c.admin(m1).Get(c.Context(), "/api/v1/namespaces/kube-system/secrets/bootstrap-token-"+left, nil, nil); !kubeapi.Is(err, 404) {
+		t.Errorf("the token of w2, which left: %v", err)
+	}
+	c.kill("w3")
 
 	// A worker is imaged again.
 	c.kill("w1")

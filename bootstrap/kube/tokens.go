@@ -3,7 +3,6 @@ package kube
 import (
 	"bytes"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -51,14 +50,14 @@ type grant struct {
 	key  string
 }
 
-// grants derives the tokens of every name in node.json.
-func (n *Node) grants() ([]grant, error) {
+// entry is how the record remembers a token.
+func (g grant) entry() string { return kindOf(g.pool) + ":" + g.name + ":" + g.id }
+
+// grants derives the tokens of every name in the roster.
+func (n *Node) grants(peers nodeconf.Peers) ([]grant, error) {
 	data, err := os.ReadFile(n.pki(nodeconf.JoinKey))
 	if err != nil {
 		return nil, fmt.Errorf("reading what first boot wrote (give the machine its config again: kimage config): %w", err)
-	}
-	if n.Node.Peers == nil {
-		return nil, errors.New("node.json of a master lists no peers: make it again with kimage config")
 	}
 	key := bytes.TrimSpace(data) // as the operator's side derives tokens
 	var all []grant
@@ -68,8 +67,8 @@ func (n *Node) grants() ([]grant, error) {
 			all = append(all, grant{pool, p.Name, id, secret})
 		}
 	}
-	add(false, n.Node.Peers.Nodes)
-	add(true, n.Node.Peers.Pools)
+	add(false, peers.Nodes)
+	add(true, peers.Pools)
 	return all, nil
 }
 

@@ -4,7 +4,7 @@
 // A machine finds in Dir:
 //
 //	node.json     Config: no secret, the same on every boot
-//	roster.json   SignedRoster: etcd members and masters, signed by the operator
+//	roster.json   SignedRoster: the cluster's machines, signed by the operator
 //	token         bootstrap token "ID.SECRET", of machines with a kubelet
 //	pki/          certificates and keys, what the machine's roles need and no more
 //
@@ -71,7 +71,6 @@ type Config struct {
 	API        API     `json:"api"`
 	Kubeadm    *Raw    `json:"kubeadm,omitempty"` // masters: merged into ClusterConfiguration v1beta4
 	Kubelet    *Raw    `json:"kubelet,omitempty"` // masters: merged into KubeletConfiguration
-	Peers      *Peers  `json:"peers,omitempty"`   // masters: every machine of the cluster file with a kubelet
 }
 
 // Cluster names the cluster.
@@ -130,21 +129,6 @@ type Network struct {
 type API struct {
 	Endpoint string   `json:"endpoint,omitempty"` // HOST:PORT
 	CertSANs []string `json:"certSANs,omitempty"`
-}
-
-// Peers are the names for which masters keep bootstrap tokens.
-type Peers struct {
-	Nodes []Peer `json:"nodes"`
-	Pools []Peer `json:"pools,omitempty"`
-}
-
-// Peer is one named machine or pool as its masters know it.
-type Peer struct {
-	Name      string            `json:"name"`
-	Roles     []string          `json:"roles"`
-	Addresses []string          `json:"addresses,omitempty"`
-	Size      int               `json:"size,omitempty"`   // pools
-	Labels    map[string]string `json:"labels,omitempty"` // those that a node may not set itself
 }
 
 // Raw is a JSON object that is passed on.

@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// Roster is the list of etcd members and masters that the operator signed.
+// Roster is the list of etcd members, masters and all other machines that the
+// operator signed. It is the one thing that running machines are told later.
 //
 // Within a generation the founding members never change, and the serial rises
 // with every change of the rest. Only a person makes a new generation.
@@ -29,6 +30,7 @@ type Roster struct {
 	// Left are members of an older roster of this generation that are none of this
 	// one, sorted by name: who would found asks them too, because they may have data.
 	Left   []Member  `json:"left,omitempty"`
+	Peers  Peers     `json:"peers,omitzero"`
 	Seed   string    `json:"seed,omitempty"`
 	Issued time.Time `json:"issued"`
 }
@@ -37,6 +39,31 @@ type Roster struct {
 type Member struct {
 	Name    string `json:"name"`
 	PeerURL string `json:"peerURL"`
+}
+
+// Peers are the machines with a kubelet: the names for which masters keep
+// bootstrap tokens.
+type Peers struct {
+	Nodes []Peer `json:"nodes,omitempty"`
+	Pools []Peer `json:"pools,omitempty"`
+}
+
+// Peer is one named machine or pool as its masters know it.
+type Peer struct {
+	Name      string            `json:"name"`
+	Roles     []string          `json:"roles"`
+	Addresses []string          `json:"addresses,omitempty"`
+	Size      int               `json:"size,omitempty"`   // pools
+	Labels    map[string]string `json:"labels,omitempty"` // those that a node may not set itself
+}
+
+// Has says whether the machine, or pool, of a name is one of the cluster's.
+func (p Peers) Has(pool bool, name string) bool {
+	list := p.Nodes
+	if pool {
+		list = p.Pools
+	}
+	return slices.ContainsFunc(list, func(p Peer) bool { return p.Name == name })
 }
 
 // Master is one machine that runs an API server.
@@ -57,6 +84,10 @@ const signatureContext = "kimage.dev roster v1\n"
 
 const rosterKind = "Roster"
 
+// MaxRosterBytes is the longest payload of a roster: a few thousand machines. It
+// travels in every direction, and etcd's agents hold several at once.
+const MaxRosterBytes = 512 << 10
+
 // Sign makes the signed roster; Ed25519 gives the same bytes for the same roster.
 func (r Roster) Sign(key ed25519.PrivateKey) (SignedRoster, error) {
 	r.APIVersion, r.Kind = APIVersion, rosterKind
@@ -66,6 +97,9 @@ func (r Roster) Sign(key ed25519.PrivateKey) (SignedRoster, error) {
 	payload, err := json.Marshal(r)
 	if err != nil {
 		return SignedRoster{}, err
+	}
+	if len(payload) > MaxRosterBytes {
+		return SignedRoster{}, fmt.Errorf("the list of the cluster's machines is %d KiB long, and may be %d: make workers that are alike a pool (spec.pools), which is one entry", len(payload)>>10, MaxRosterBytes>>10)
 	}
 	return SignedRoster{payload, ed25519.Sign(key, append([]byte(signatureContext), payload...))}, nil
 }

@@ -27,7 +27,7 @@
 // than those who may have a say in etcd, and neither can reach the other's code.
 //
 // A report can do nothing but be shown. It is kept in memory, for names of the
-// cluster file only, in bounded length and without control characters. What
+// roster only, in bounded length and without control characters. What
 // decides is not taken from it: not the sender's clock, and not its roster. The
 // roster that travels beside it, and back with the answer, is the operator's
 // word: who gets one verifies the signature, and only a higher one counts. A
@@ -53,8 +53,8 @@ const Port = 7443
 const (
 	path            = "/v1/report"
 	clusterPath     = "/v1/cluster"
-	maxMessageBytes = 256 << 10 // a roster of some hundred masters and members
-	maxAnswerBytes  = 16 << 20  // some thousand machines
+	maxMessageBytes = 1 << 20  // the longest roster, and more
+	maxAnswerBytes  = 16 << 20 // some thousand machines
 	headerKind      = "Kimage-Kind"
 	headerName      = "Kimage-Name" // of the machine, or of its pool
 	headerProof     = "Kimage-Proof"
@@ -81,11 +81,12 @@ type Report struct {
 	Time       time.Time `json:"time"`          // its clock when it sent this
 }
 
-// Message is a request: the report, and the highest roster of the sender.
+// Message is a request: the report, and which is the highest roster of the sender.
 type Message struct {
 	ClusterUID string                 `json:"clusterUID"`
 	Report     Report                 `json:"report"`
-	Roster     *nodeconf.SignedRoster `json:"roster,omitempty"`
+	Digest     string                 `json:"digest"`           // of the roster; empty: none
+	Roster     *nodeconf.SignedRoster `json:"roster,omitempty"` // nil also where the master has said that it has it
 }
 
 // Answer is what a master says to it.

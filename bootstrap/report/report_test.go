@@ -45,7 +45,9 @@ func authority(t *testing.T, name string) pki.Pair {
 func signed(t *testing.T, serial int) SignedAndOpen {
 	t.Helper()
 	r := nodeconf.Roster{ClusterUID: uid, Generation: 1, Serial: serial, Founding: []string{"e1"}, Members: []nodeconf.Member{{Name: "e1", PeerURL: "https://127.0.0.2:2380"}},
-		Masters: []nodeconf.Master{{Name: "m1", Address: "127.0.0.1"}}}
+		Masters: []nodeconf.Master{{Name: "m1", Address: "127.0.0.1"}},
+		Peers: nodeconf.Peers{Nodes: []nodeconf.Peer{{Name: "m1", Roles: []string{"master"}, Addresses: []string{"127.0.0.1"}}, {Name: "w1", Roles: []string{"worker"}}},
+			Pools: []nodeconf.Peer{{Name: "crowd", Roles: []string{"worker"}, Size: 2}}}}
 	s, err := r.Sign(ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
 	if err != nil {
 		t.Fatal(err)
@@ -55,9 +57,7 @@ func signed(t *testing.T, serial int) SignedAndOpen {
 
 func newFixture(t *testing.T) *fixture {
 	f := &fixture{T: t, ca: authority(t, "cluster"), etcdCA: authority(t, "etcd"), roster: signed(t, 2)}
-	peers := &nodeconf.Peers{Nodes: []nodeconf.Peer{{Name: "m1", Roles: []string{"master"}, Addresses: []string{"127.0.0.1"}}, {Name: "w1", Roles: []string{"worker"}}},
-		Pools: []nodeconf.Peer{{Name: "crowd", Roles: []string{"worker"}, Size: 2}}}
-	f.store = &Store{Known: func() []Known { return KnownMachines(peers, f.roster.Roster) }, Now: time.Now, Ready: "ready"}
+	f.store = &Store{Known: func() []Known { return KnownMachines(f.roster.Roster) }, Now: time.Now, Ready: "ready"}
 	f.port = f.serve(f.ca, "m1")
 	return f
 }
@@ -122,7 +122,7 @@ func TestSend(t *testing.T) {
 		{name: "a worker", as: node("w1")},
 		{name: "a machine of a pool", as: pooled("crowd-0123456789")},
 		{name: "an etcd member", as: Identity{Name: "e1", Cert: f.etcdCert(f.etcdCA, "kimage-agent:e1")}},
-		{name: "a name that is not in the cluster file", as: node("w2"), want: "not in the cluster file"},
+		{name: "a name that is not in the roster", as: node("w2"), want: "not in the newest list of machines"},
 		{name: "another one's name", as: node("w1"), says: "m1", want: `"m1" is not w1`},
 		{name: "another pool's name", as: pooled("crowd-0123456789"), says: "w1", want: "no machine of the pool"},
 		{name: "a pool's token for a node", as: Identity{Name: "w1", Token: nodeconf.Token(joinKey, true, "w1")}, want: "does not know this machine's token"},
@@ -290,9 +290,12 @@ func TestRosterTravelsBothWays(t *testing.T) {
 	}{{"the same", 2, false}, {"an older one", 1, true}, {"a newer one", 3, true}} {
 		mine := signed(t, x.mine)
 		f.offered = nil
-		a, _, err := c.Send(t.Context(), master, Message{ClusterUID: uid, Report: Report{Name: "w1"}, Roster: &mine.Signed})
+		a, _, err := c.Send(t.Context(), master, Message{ClusterUID: uid, Report: Report{Name: "w1"}, Digest: mine.Signed.Digest(), Roster: &mine.Signed})
 		if err != nil {
 			t.Fatal(err)
+		}
+		if b, _, err := c.Send(t.Context(), master, Message{ClusterUID: uid, Report: Report{Name: "w1"}, Digest: mine.Signed.Digest()}); err != nil || (b.Roster == nil) != (a.Roster == nil) {
+			t.Errorf("%s: told its digest alone, the master answers %v, %v", x.name, b.Roster, err)
 		}
 		if len(f.offered) != 1 || f.offered[0].Digest() != mine.Signed.Digest() {
 			t.Errorf("%s: the master was offered %d rosters", x.name, len(f.offered))

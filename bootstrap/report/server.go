@@ -166,14 +166,15 @@ func (s *Server) answer(name, pool, from string, m Message) (Answer, error) {
 	case pool == "" && m.Report.Name != name:
 		return Answer{}, fmt.Errorf("%q is not %s", m.Report.Name, name)
 	}
-	if err := s.cfg.Store.Put(pool, from, m.Report); err != nil {
-		return Answer{}, err
-	}
+	// First: a machine that is new to this master brings the roster that lists it.
 	if m.Roster != nil {
 		s.cfg.Offer(*m.Roster, Plain(m.Report.Name, maxWord))
 	}
+	if err := s.cfg.Store.Put(pool, from, m.Report); err != nil {
+		return Answer{}, err
+	}
 	a := Answer{Time: s.cfg.Now()}
-	if own := s.cfg.Roster(); own.Serial > 0 && (m.Roster == nil || m.Roster.Digest() != own.Signed.Digest()) {
+	if own := s.cfg.Roster(); own.Serial > 0 && m.Digest != own.Signed.Digest() {
 		a.Roster = &own.Signed
 	}
 	return a, nil

@@ -81,7 +81,7 @@ type entry struct {
 	ahead  time.Duration
 }
 
-// Put keeps a report of a machine that the cluster file knows.
+// Put keeps a report of a machine that the roster knows.
 func (s *Store) Put(pool, from string, r Report) error {
 	now, name := s.Now(), r.Name
 	if pool != "" {
@@ -90,7 +90,7 @@ func (s *Store) Put(pool, from string, r Report) error {
 	known := s.Known()
 	i := slices.IndexFunc(known, func(k Known) bool { return k.Name == name && k.Pool == (pool != "") })
 	if i < 0 {
-		return fmt.Errorf("%s is not in the cluster file of this master: make the configs again, or give the master its new one", name)
+		return fmt.Errorf("%s is not in the newest list of machines that this master has heard of (roster.json): make the configs again with kimage config", name)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,9 +173,8 @@ func (s *Store) machine(now time.Time, pool, name string, k Known) Machine {
 	return m
 }
 
-// KnownMachines are those of node.json's peers, and the roster's, of which some
-// have no kubelet and others are newer than node.json.
-func KnownMachines(peers *nodeconf.Peers, r nodeconf.Roster) []Known {
+// KnownMachines are all that the roster lists.
+func KnownMachines(r nodeconf.Roster) []Known {
 	var all []Known
 	index := map[string]int{}
 	add := func(name, role string, addresses ...string) {
@@ -189,10 +188,7 @@ func KnownMachines(peers *nodeconf.Peers, r nodeconf.Roster) []Known {
 			all[i].Roles = append(all[i].Roles, role)
 		}
 	}
-	if peers == nil {
-		peers = &nodeconf.Peers{}
-	}
-	for _, p := range peers.Nodes {
+	for _, p := range r.Peers.Nodes {
 		for _, role := range p.Roles {
 			add(p.Name, role, p.Addresses...)
 		}
@@ -203,7 +199,7 @@ func KnownMachines(peers *nodeconf.Peers, r nodeconf.Roster) []Known {
 	for _, m := range r.Masters {
 		add(m.Name, nodeconf.RoleMaster, m.Address)
 	}
-	for _, p := range peers.Pools {
+	for _, p := range r.Peers.Pools {
 		all = append(all, Known{Name: p.Name, Pool: true, Roles: p.Roles, Size: p.Size})
 	}
 	return all

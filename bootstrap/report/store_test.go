@@ -12,10 +12,10 @@ import (
 )
 
 func TestKnownMachines(t *testing.T) {
-	peers := &nodeconf.Peers{Nodes: []nodeconf.Peer{{Name: "m1", Roles: []string{"etcd", "master"}, Addresses: []string{"10.0.0.1"}}, {Name: "w1", Roles: []string{"worker"}}},
+	peers := nodeconf.Peers{Nodes: []nodeconf.Peer{{Name: "m1", Roles: []string{"etcd", "master"}, Addresses: []string{"10.0.0.1"}}, {Name: "w1", Roles: []string{"worker"}}},
 		Pools: []nodeconf.Peer{{Name: "crowd", Roles: []string{"worker"}, Size: 7}}}
 	r := nodeconf.Roster{Members: []nodeconf.Member{{Name: "e1", PeerURL: "https://10.0.0.9:2380"}, {Name: "m1", PeerURL: "https://10.0.0.1:2380"}},
-		Masters: []nodeconf.Master{{Name: "m1", Address: "10.0.0.1"}, {Name: "m2", Address: "10.0.0.2"}}}
+		Masters: []nodeconf.Master{{Name: "m1", Address: "10.0.0.1"}, {Name: "m2", Address: "10.0.0.2"}}, Peers: peers}
 	want := []Known{
 		{Name: "m1", Roles: []string{"etcd", "master"}, Addresses: []string{"10.0.0.1"}},
 		{Name: "w1", Roles: []string{"worker"}},
@@ -23,7 +23,7 @@ func TestKnownMachines(t *testing.T) {
 		{Name: "m2", Roles: []string{"master"}, Addresses: []string{"10.0.0.2"}},
 		{Name: "crowd", Pool: true, Roles: []string{"worker"}, Size: 7},
 	}
-	if diff := cmp.Diff(want, KnownMachines(peers, r)); diff != "" {
+	if diff := cmp.Diff(want, KnownMachines(r)); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -18,8 +18,8 @@ const rosterPatience = 2 * time.Minute
 func newRoster() *cobra.Command {
 	return &cobra.Command{
 		Use:   "roster FILE",
-		Short: "Give this machine, and by it the cluster, a newer list of etcd members and masters",
-		Long: `Give this machine a newer list of etcd members and masters: config/roster.json,
+		Short: "Give this machine, and by it the cluster, a newer list of machines",
+		Long: `Give this machine a newer list of the cluster's machines: config/roster.json,
 which kimage config writes and signs. One machine is enough, the others hear of
 it. A machine that boots with a newer config brings the list along by itself;
 this is for a change that boots none, as a cluster that only becomes smaller.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -165,12 +166,12 @@ func (s *Store) ensureAdmin(algorithm string) error {
 	return nil
 }
 
-// ensureRoster raises the serial if the list of members or masters changed. The
-// founding members of a generation never change.
+// ensureRoster raises the serial if the list of machines changed. The founding
+// members of a generation never change.
 func (s *Store) ensureRoster() error {
 	next := s.Roster
 	next.APIVersion, next.Kind, next.ClusterUID = nodeconf.APIVersion, "Roster", s.UID
-	next.Members, next.Masters = nil, nil
+	next.Members, next.Masters, next.Peers = nil, nil, peersOf(s.file)
 	var names []string
 	for _, t := range s.file.Nodes {
 		if t.Has(cluster.RoleEtcd) {
@@ -186,17 +187,37 @@ func (s *Store) ensureRoster() error {
 	if next.Generation == 0 {
 		slices.Sort(names)
 		next.Generation, next.Founding = 1, names
-	} else if slices.Equal(next.Members, s.Roster.Members) && slices.Equal(next.Masters, s.Roster.Masters) {
+	} else if slices.Equal(next.Members, s.Roster.Members) && slices.Equal(next.Masters, s.Roster.Masters) && reflect.DeepEqual(next.Peers, s.Roster.Peers) {
 		return nil
 	}
 	next.Left = next.Without(s.Roster)
 	next.Serial++
 	next.Issued = s.now().UTC().Truncate(time.Second)
 	if next.Serial > 1 {
-		s.logf("the list of etcd members and masters changed: roster serial %d", next.Serial)
+		s.logf("the list of machines changed: roster serial %d", next.Serial)
 	}
 	s.Roster, s.dirty = next, true
 	return nil
+}
+
+// peersOf lists every machine with a kubelet, as its masters know it.
+func peersOf(f *cluster.File) (peers nodeconf.Peers) {
+	for _, t := range f.Targets() {
+		if !t.Kubelet() {
+			continue
+		}
+		_, restricted := t.SplitLabels()
+		if len(restricted) == 0 {
+			restricted = nil // as a roster that was read has it
+		}
+		p := nodeconf.Peer{Name: t.Name, Roles: t.Roles, Addresses: t.Addresses, Size: t.Size, Labels: restricted}
+		if t.Pool {
+			peers.Pools = append(peers.Pools, p)
+		} else {
+			peers.Nodes = append(peers.Nodes, p)
+		}
+	}
+	return peers
 }
 
 // Rotate makes a group of secrets anew; machines that use them need their new

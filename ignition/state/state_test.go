@@ -106,7 +106,7 @@ func TestOnlyAdds(t *testing.T) {
 	if got := changed(before, contents(t, dir)); got != nil {
 		t.Errorf("the second run changed %v", got)
 	}
-	// Labels of machines are nothing to the roster.
+	// Labels that machines may give themselves are nothing to the roster.
 	mustRun(t, Config{File: parse(t, dir, strings.Replace(text, "name: b,", "name: b, machine: {labels: {x: y}},", 1))})
 	if got := changed(before, contents(t, dir)); got != nil {
 		t.Errorf("a label changed %v", got)
@@ -126,6 +126,14 @@ func TestOnlyAdds(t *testing.T) {
 	// Who comes back has not left.
 	if s := mustRun(t, Config{File: parse(t, dir, text)}); s.Roster.Serial != 3 || len(s.Roster.Left) != 1 || s.Roster.Left[0].Name != "d" {
 		t.Errorf("%+v", s.Roster)
+	}
+	// A pool, with labels that only masters may set, is for them to hear of; read again, it
+	// is the same.
+	pool := strings.Replace(text, "  nodes:\n", "  pools:\n  - {name: crowd, roles: [worker], size: 3, machine: {labels: {example.kubernetes.io/rack: r1}}}\n  nodes:\n", 1)
+	for range 2 {
+		if s := mustRun(t, Config{File: parse(t, dir, pool)}); s.Roster.Serial != 4 || !s.Roster.Peers.Has(true, "crowd") || s.Roster.Peers.Pools[0].Labels["example.kubernetes.io/rack"] != "r1" {
+			t.Errorf("%+v", s.Roster)
+		}
 	}
 	// Another address: that member's certificates that carry it.
 	before = contents(t, dir)
