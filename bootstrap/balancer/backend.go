@@ -36,15 +36,18 @@ const (
 	// the quickest of the last few took, and at most after standby.
 	dear = 8
 	// maxPings is how often a backend is pinged between two questions whether it is
-	// ready, which costs an API server a read of etcd: every second and a half is
-	// often enough.
-	maxPings = 2
+	// ready, which costs an API server a read of etcd: every second is often enough. One
+	// that answers pings alone is found after two intervals and answer, 1.8 s.
+	maxPings = 1
+	answer   = timeout * 2 / 3
 	// beyond: a probe that hung since before another backend became ready ends, and
 	// one more is asked, before anything is closed.
 	beyond = 300 * time.Millisecond
 	// late: a probe that ends this long after its deadline says that this machine
 	// stood still, not the backend.
 	late = 250 * time.Millisecond
+	// What has failed for long is asked every standby, while others are ready.
+	long = time.Minute
 )
 
 // backend is one server and the connections placed on it. All fields but addr
@@ -85,12 +88,16 @@ func (b *Balancer) watch(ctx context.Context, be *backend) {
 			p.path, pings = b.config.Path, 0
 		}
 		began, limit := time.Now(), b.timeout()
+		within := limit
+		if b.config.Ping != "" && p.path == b.config.Path {
+			within = limit * answer / timeout
+		}
 		doubts := time.AfterFunc(doubt, b.askStandbys)
-		h, why := p.probe(ctx, limit)
+		h, why := p.probe(ctx, limit, within)
 		doubts.Stop()
 		if h != Ready && time.Since(began) > limit+late {
 			began = time.Now()
-			h, why = p.probe(ctx, limit)
+			h, why = p.probe(ctx, limit, within)
 		}
 		if ctx.Err() != nil {
 			return
@@ -219,6 +226,8 @@ func (b *Balancer) record(be *backend, h Health, why string, began time.Time) (p
 		pause += b.lately.dear()
 	case !b.anyReady():
 		pause = max(pause, now.Sub(began)) // there is nobody to change to
+	case !be.state.first && now.Sub(be.state.failing) > long:
+		pause += standby - interval
 	}
 	return pause, false
 }

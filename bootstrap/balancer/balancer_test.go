@@ -253,10 +253,27 @@ func TestPings(t *testing.T) {
 	time.Sleep(interval)
 	before := servers[0].asked.Load()
 	time.Sleep(9 * interval)
-	if n := servers[0].asked.Load() - before; n < 2 || n > 4 {
-		t.Errorf("asked %d times in 9 intervals, not 3", n)
+	if n := servers[0].asked.Load() - before; n < 3 || n > 6 {
+		t.Errorf("asked %d times in 9 intervals, not 4 or 5", n)
 	}
 	w.alive(t)
+}
+
+// TestAnswersPingsAlone: an API server whose etcd hangs still says which version it is.
+func TestAnswersPingsAlone(t *testing.T) {
+	noLeaks(t)
+	ca := newCA(t)
+	servers, _ := backends(t, ca, 2)
+	b := start(t, Config{}, ca, servers...)
+	watches := openWatches(t, b, ca, 2)
+	asked := servers[0].asked.Load()
+	waitFor(t, leftWithin, "it is asked", func() bool { return servers[0].asked.Load() > asked })
+	b.quiet()
+	began := time.Now()
+	servers[0].delay.Store(int64(time.Minute))
+	left(t, b, ca, servers[0])
+	t.Logf("left within %v", time.Since(began))
+	watches[servers[0].addr].alive(t)
 }
 
 // TestHalfClose: each side may finish while the other still speaks.

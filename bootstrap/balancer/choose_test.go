@@ -135,6 +135,9 @@ func TestLeftWithinTwoSeconds(t *testing.T) {
 	if worst := interval + timeout; worst > promise-margin {
 		t.Errorf("a silent backend is left after %v", worst)
 	}
+	if worst := (maxPings+1)*interval + answer; worst > promise-100*time.Millisecond {
+		t.Errorf("an API server that answers pings alone is left after %v", worst)
+	}
 	if worst := interval + patience + retry; worst > promise-margin {
 		t.Errorf("a refusing backend is given up after %v", worst)
 	}

@@ -77,7 +77,10 @@ func serve(t testing.TB, ca pki.Pair, addr string) *server {
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
 		s.asked.Add(1)
 		s.freeze()
-		time.Sleep(time.Duration(s.delay.Load()))
+		select {
+		case <-s.done:
+		case <-time.After(time.Duration(s.delay.Load())):
+		}
 		w.WriteHeader(int(s.status.Load()))
 		if s.status.Load() != 200 {
 			fmt.Fprint(w, "[+]ping ok\n[-]etcd failed: reason withheld\nreadyz check failed\n")

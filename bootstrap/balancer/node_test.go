@@ -117,6 +117,17 @@ func lists(t *testing.T, b *Balancer, want ...string) {
 	}
 }
 
+// TestEtcdBackends: who left the roster votes until its place is taken.
+func TestEtcdBackends(t *testing.T) {
+	member := func(name, host string) nodeconf.Member {
+		return nodeconf.Member{Name: name, PeerURL: "https://" + net.JoinHostPort(host, "2380")}
+	}
+	r := nodeconf.Roster{Members: []nodeconf.Member{member("d", "10.0.0.4"), member("e", "10.0.0.2")}, Left: []nodeconf.Member{member("a", "10.0.0.1"), member("b", "10.0.0.2")}}
+	if got := etcdBackends(r); !slices.Equal(got, []string{"10.0.0.4:2379", "10.0.0.2:2379", "10.0.0.1:2379"}) {
+		t.Errorf("got %v", got)
+	}
+}
+
 func TestBackendsFollowTheFiles(t *testing.T) {
 	noLeaks(t)
 	ca := newCA(t)

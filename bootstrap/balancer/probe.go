@@ -28,15 +28,16 @@ type prober struct {
 	r    *bufio.Reader
 }
 
-// probe takes at most timeout. The connection that is kept has half of it for
-// itself; after that a second one finds out whether the backend still speaks
-// TLS, and an answer on either counts. The string is empty or ": " and why the
-// backend is not ready.
-func (p *prober) probe(ctx context.Context, timeout time.Duration) (Health, string) {
-	deadline := time.Now().Add(timeout)
+// probe takes at most timeout, and from a backend that speaks TLS at once no more
+// than answer. The connection that is kept has half of that for itself; after
+// that a second one finds out whether the backend still speaks TLS, and an answer
+// on either counts. The string is empty or ": " and why the backend is not ready.
+func (p *prober) probe(ctx context.Context, timeout, answer time.Duration) (Health, string) {
+	began := time.Now()
+	deadline := began.Add(timeout)
 	kept, r := p.conn, p.r
 	if kept != nil {
-		h, why, err := p.ask(kept, r, time.Now().Add(timeout/2))
+		h, why, err := p.ask(kept, r, began.Add(answer/2))
 		if err == nil {
 			return h, why
 		}
@@ -58,7 +59,14 @@ func (p *prober) probe(ctx context.Context, timeout time.Duration) (Health, stri
 		return h, ": " + err.Error()
 	}
 	fr := bufio.NewReader(fresh)
-	h, why, err := p.ask(fresh, fr, deadline)
+	by := began.Add(answer)
+	if least := time.Now().Add(timeout / 8); least.After(by) {
+		by = least
+	}
+	if by.After(deadline) {
+		by = deadline
+	}
+	h, why, err := p.ask(fresh, fr, by)
 	if err == nil {
 		p.conn, p.r = fresh, fr
 		return h, why

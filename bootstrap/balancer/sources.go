@@ -29,11 +29,12 @@ func apiBackends(r nodeconf.Roster, seen []string) []string {
 	return slices.Compact(slices.Sorted(slices.Values(append(out, seen...))))
 }
 
-// etcdBackends are the members of the roster; probes leave out learners.
+// etcdBackends are the members of the roster, and those that left it: they vote
+// until others have taken their places. Probes leave out learners.
 func etcdBackends(r nodeconf.Roster) []string {
 	var out []string
-	for _, m := range r.Members {
-		if a := clientAddress(m); a != "" {
+	for _, m := range slices.Concat(r.Members, r.Left) {
+		if a := clientAddress(m); a != "" && !slices.Contains(out, a) {
 			out = append(out, a)
 		}
 	}

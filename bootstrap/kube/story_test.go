@@ -106,11 +106,17 @@ func TestStory(t *testing.T) {
 	c.roster()
 	c.start("w3", "172.17.8.113", nodeconf.Node{Name: "w3", Roles: []string{"worker"}})
 	c.ready(m1, "w3", "")
-	left, _, _ := strings.Cut(nodeconf.Token([]byte(strings.TrimSpace(string(c.secrets[nodeconf.JoinKey]))), false, "w2"), ".")
-	if err := c.admin(m1).Get(c.Context(), "/api/v1/namespaces/kube-system/secrets/bootstrap-token-"+left, nil, nil); !kubeapi.Is(err, 404) {
-		t.Errorf("the token of w2, which left: %v", err)
-	}
+	token := "/api/v1/namespaces/kube-system/secrets/bootstrap-token-" + c.tokenID()
+	c.until("the token of w2, which left, is revoked", time.Minute, func(ctx context.Context) error {
+		if err := c.admin(m1).Get(ctx, token, nil, nil); !kubeapi.Is(err, 404) {
+			return fmt.Errorf("got %v", err)
+		}
+		return nil
+	})
 	c.kill("w3")
+	c.peers.Nodes[3].Name, c.serial = "w2", c.serial+1
+	c.roster()
+	c.until("w2 is back in the list, and its token is known", time.Minute, func(ctx context.Context) error { return c.admin(m1).Get(ctx, token, nil, nil) })
 
 	// A worker is imaged again.
 	c.kill("w1")
