@@ -155,8 +155,9 @@ func makeVagrant(cmd *cobra.Command, o cluster.Outline, dir, provider string) er
 	if err != nil {
 		return err
 	}
+	// https://github.com/coreos/ignition/issues/2226: the limit was 128 KiB once.
 	if provider == "virtualbox" && f.OS.FirstBoot == "ignition" {
-		return fmt.Errorf("%s reads no config in VirtualBox as Vagrant runs it: take libvirt (vagrant up --provider libvirt), or a system with cloud-init", f.OS.Name)
+		return fmt.Errorf("%s reads its config from a guest property in VirtualBox, which holds a KiB, and a machine's config has many: take libvirt (vagrant up --provider libvirt), or a system with cloud-init", f.OS.Name)
 	}
 	box, err := l.bake(cmd.Context(), f, "vagrant", "vagrant-"+provider)
 	if err != nil {
