@@ -183,14 +183,28 @@ func (l *localCluster) baked(f *cluster.File, platform, format string) images.Co
 		Base: "auto", Mirror: os.Getenv("KIMAGE_MIRROR"), Lock: filepath.Join(filepath.Dir(l.path), images.LockFile), Components: "auto", Images: "all", Name: "new", Output: l.in("images"), Report: progress.New(os.Stderr, images.Stages)}
 }
 
-// prune removes the baked images that no machine boots from any more.
+// prune removes the baked images that no machine boots from any more. A file is told by
+// itself, not by its path: who started the machines may have come here by a link. While
+// a machine's is not found, nobody can say that it is none of these.
 func (l *localCluster) prune(now local.Spec) error {
+	var used []fs.FileInfo
+	for _, m := range now.Machines {
+		fi, err := os.Stat(m.Image)
+		if err != nil {
+			return nil
+		}
+		used = append(used, fi)
+	}
 	all, err := filepath.Glob(l.in("images", "*.raw"))
 	if err != nil {
 		return err
 	}
 	for _, image := range all {
-		if !slices.ContainsFunc(now.Machines, func(m local.Machine) bool { return m.Image == image }) {
+		fi, err := os.Stat(image)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(used, func(u fs.FileInfo) bool { return os.SameFile(u, fi) }) {
 			if err := os.Remove(image); err != nil {
 				return err
 			}

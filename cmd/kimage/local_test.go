@@ -1,0 +1,42 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/kimage-project/kimage/pkg/local"
+)
+
+// TestPruneByLink: an image that machines boot from stays, by whatever path they know it.
+func TestPruneByLink(t *testing.T) {
+	top := t.TempDir()
+	dir, link := filepath.Join(top, "real"), filepath.Join(top, "link")
+	images := filepath.Join(dir, "cluster.local/images")
+	if err := os.MkdirAll(images, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"used.raw", "unused.raw"} {
+		write(t, images, name, name)
+	}
+	l, err := localOf(filepath.Join(dir, "cluster.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := local.Spec{Machines: []local.Machine{{Name: "a", Image: filepath.Join(link, "cluster.local/images/used.raw")}}}
+	lost := local.Spec{Machines: []local.Machine{{Name: "a", Image: filepath.Join(top, "gone.raw")}}}
+	for _, c := range []struct {
+		now  local.Spec
+		want string
+	}{{lost, "[unused.raw used.raw]"}, {now, "[used.raw]"}} {
+		if err := l.prune(c.now); err != nil {
+			t.Fatal(err)
+		}
+		if got := listing(t, images); got != c.want {
+			t.Errorf("left are %s, not %s", got, c.want)
+		}
+	}
+}
