@@ -234,6 +234,11 @@ func (s Set) Boot(ctx context.Context, name string) error {
 	return s.ask(ctx, http.MethodPost, "/boot/"+name, nil)
 }
 
+// SwitchOn boots a machine that went off from its disk again.
+func (s Set) SwitchOn(ctx context.Context, name string) error {
+	return s.ask(ctx, http.MethodPost, "/on/"+name, nil)
+}
+
 // Drop ends a machine that machines.json no longer names, and removes what is its own.
 func (s Set) Drop(ctx context.Context, name string) error {
 	err := s.ask(ctx, http.MethodPost, "/drop/"+name, nil)

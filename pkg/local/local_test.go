@@ -131,6 +131,27 @@ func TestSet(t *testing.T) {
 	if err := ready(15 * time.Second); err == nil || err.Error() != "b went off" {
 		t.Errorf("a machine that is off: %v", err)
 	}
+	// It boots from its disk again, and who is on stays on.
+	disk := filepath.Join(s.Dir, "machines/b/disk.qcow2")
+	before, err := os.Stat(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"b", "b", "a"} {
+		if err := s.SwitchOn(t.Context(), name); err != nil {
+			t.Error(err)
+		}
+	}
+	if after, err := os.Stat(disk); err != nil || !os.SameFile(before, after) {
+		t.Errorf("its disk was made anew: %v", err)
+	}
+	eventually(t, "b shows its screen again", func() bool { return s.Screen("b").Phase == "waiting" })
+	if n := len(need.Processes(t, s.Dir)); n != 3 {
+		t.Errorf("%d processes, not a supervisor and two machines", n)
+	}
+	if err := s.SwitchOn(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "no machine x") {
+		t.Errorf("switching on nobody: %v", err)
+	}
 	if err := s.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}

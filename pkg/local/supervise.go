@@ -194,7 +194,7 @@ func (v *supervisor) answer(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(v.status()) })
 	mux.HandleFunc("POST /stop", func(http.ResponseWriter, *http.Request) { v.stop() })
-	for verb, do := range map[string]func(context.Context, string) error{"boot": v.boot, "drop": v.drop} {
+	for verb, do := range map[string]func(context.Context, string) error{"boot": v.boot, "on": v.on, "drop": v.drop} {
 		mux.HandleFunc("POST /"+verb+"/{name}", func(w http.ResponseWriter, r *http.Request) {
 			if err := do(ctx, r.PathValue("name")); err != nil {
 				v.logf("%s %s: %v", verb, r.PathValue("name"), err)
@@ -262,6 +262,21 @@ func (v *supervisor) boot(ctx context.Context, name string) error {
 		return err
 	}
 	return v.start(ctx, *m)
+}
+
+// on boots a machine that went off from its disk again.
+func (v *supervisor) on(ctx context.Context, name string) error {
+	v.changing.Lock()
+	defer v.changing.Unlock()
+	if q := v.machine(name); q != nil && !q.Off() {
+		return nil
+	}
+	all := v.list()
+	i := slices.IndexFunc(all, func(m Machine) bool { return m.Name == name })
+	if i < 0 {
+		return fmt.Errorf("there is no machine %s", name)
+	}
+	return v.start(ctx, all[i])
 }
 
 // drop ends a machine that machines.json no longer names.
