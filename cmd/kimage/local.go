@@ -103,7 +103,7 @@ func (l *localCluster) machine(ctx context.Context, name string) (local.MachineS
 	for _, m := range st.Machines {
 		if m.Name == name {
 			if !m.On {
-				return m, fmt.Errorf("%s is off: kimage replace %s boots it fresh", name, name)
+				return m, fmt.Errorf("%s is off: kimage up -f %s boots it from its disk again", name, l.path)
 			}
 			return m, nil
 		}

@@ -33,7 +33,7 @@ func (l *localCluster) lines(ctx context.Context) ([]machineLine, error) {
 		if s := l.Screen(m.Name); on[m.Name].On {
 			line.Power, line.Phase, line.Since, line.Why = powerOn, s.Phase, s.Since, s.Why
 		} else {
-			line.Why = "it is off: kimage replace " + m.Name + " boots it fresh"
+			line.Why = "it is off: kimage up -f " + l.path + " boots it from its disk again"
 		}
 		// A report from before the machine was switched on is of the one before it.
 		if h, ok := heard[m.Name]; ok && line.Power == powerOn && !h.Silent && h.Heard.After(on[m.Name].Since) {

@@ -37,8 +37,9 @@ waits until the cluster is Ready. Without a cluster file it writes one; it bakes
 the image and makes the configs as far as needed. No root, no bridge: the
 machines have a network of their own, and a way out through this computer.
 
-The machines run until kimage down, also when the terminal is closed. While they run,
-kimage up boots those that were added to the cluster file. Interrupted
+The machines run until kimage down, also when the terminal is closed. Given
+again, kimage up boots those that were added to the cluster file, and from their
+disks those that went off: one by itself, or all with this computer. Interrupted
 before they are Ready, it removes what it made, unless --keep is given.`,
 		Example: `  kimage up                              one machine
   kimage up --topology 3 -f three.yaml
@@ -173,10 +174,41 @@ func (l *localCluster) start(cmd *cobra.Command, f *cluster.File, u *upFlags) (f
 	return true, l.Start(cmd.Context(), program, "supervise", l.Dir)
 }
 
-// follow boots the machines that the cluster file names by now and that do not run yet.
+// switchOn boots the machines that went off by themselves from their disks again.
+func (l *localCluster) switchOn(cmd *cobra.Command, now local.Spec) error {
+	st, err := l.Status(cmd.Context())
+	if err != nil {
+		return err
+	}
+	off := local.Spec{}
+	for _, m := range st.Machines {
+		if x := now.Machine(m.Name); x != nil && !m.On {
+			off.Machines = append(off.Machines, *x)
+		}
+	}
+	if len(off.Machines) == 0 {
+		return nil
+	}
+	if err := off.Fits(l.Dir, 0); err != nil {
+		return err
+	}
+	for _, m := range off.Machines {
+		fmt.Fprintf(cmd.ErrOrStderr(), "%s was off: it boots from its disk again\n", m.Name)
+		if err := l.SwitchOn(cmd.Context(), m.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// follow boots the machines that are off, and those that the cluster file names by now
+// and that do not run yet.
 func (l *localCluster) follow(cmd *cobra.Command, f *cluster.File, u *upFlags) error {
 	now, err := l.Spec()
 	if err != nil {
+		return err
+	}
+	if err := l.switchOn(cmd, now); err != nil {
 		return err
 	}
 	plan, err := local.Plan(f, now.Accel)

@@ -190,7 +190,7 @@ func TestUpNeverReady(t *testing.T) {
 	}
 	gone(t, dirs[0])
 	out, _, status = in(t, dirs[0], "status")
-	if status != statusNo || !strings.Contains(out, "k8s-01  etcd,master,worker  off") {
+	if status != statusNo || !strings.Contains(out, "k8s-01  etcd,master,worker  off") || !strings.Contains(out, "kimage up -f cluster.yaml boots it from its disk again") {
 		t.Errorf("all off: status %d:\n%s", status, out)
 	}
 	if _, words, status := in(t, dirs[0], "up", "--timeout", "7s"); status != statusCouldNotTell || !strings.Contains(words, "they boot from their disks again") || !strings.Contains(words, "k8s-01  waiting") {
@@ -213,6 +213,35 @@ func TestUpNeverReady(t *testing.T) {
 		if _, words, status := in(t, dir, "status"); status != statusCouldNotTell || !strings.Contains(words, want) {
 			t.Errorf("status %d: %s", status, words)
 		}
+	}
+}
+
+// TestUpOff: a machine that went off by itself is booted from its disk again.
+func TestUpOff(t *testing.T) {
+	image, dir := standIn(t, "waiting"), t.TempDir()
+	t.Cleanup(func() { in(t, dir, "down") })
+	in(t, dir, "up", "--image", image, "--keep", "--timeout", "2s")
+	disk := filepath.Join(dir, "cluster.local/machines/k8s-01/disk.qcow2")
+	before, err := os.Stat(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range need.Processes(t, filepath.Dir(disk)) {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	gone(t, filepath.Dir(disk))
+	const remedy = "off: kimage up -f cluster.yaml boots it from its disk again"
+	if out, _, status := in(t, dir, "status"); status != statusNo || !strings.Contains(out, remedy) {
+		t.Errorf("status %d:\n%s", status, out)
+	}
+	if _, words, status := in(t, dir, "ssh", "k8s-01", "true"); status != statusCouldNotTell || !strings.Contains(words, remedy) {
+		t.Errorf("status %d: %s", status, words)
+	}
+	if _, words, _ := in(t, dir, "up", "--timeout", "2s"); !strings.Contains(words, "k8s-01 was off: it boots from its disk again") || strings.Contains(words, "went off") {
+		t.Errorf("it is switched on:\n%s", words)
+	}
+	if after, err := os.Stat(disk); err != nil || !os.SameFile(before, after) {
+		t.Errorf("its disk was made anew: %v", err)
 	}
 }
 
