@@ -11,7 +11,7 @@
 //	DIR/lock             held by the supervisor
 //	DIR/run              names the directory of its sockets, whose paths must be short
 //	DIR/supervisor.log   what it has to say
-//	DIR/machines/NAME/   a machine's disk, console.log and qemu.log
+//	DIR/machines/NAME/   a machine's disk, what it was told at first boot, console.log, qemu.log
 //
 // Machines have two cards: one with a way out through this computer, and one on the
 // switch, where DHCP gives each the address that is meant for it.
@@ -62,8 +62,8 @@ type Machine struct {
 	UUID      string            `json:"uuid,omitempty"`
 	Serial    string            `json:"serial,omitempty"`
 	Address   netip.Addr        `json:"address"`
-	Seed      string            `json:"seed,omitempty"`
-	FwCfg     map[string]string `json:"fwCfg,omitempty"`
+	Seed      string            `json:"seed,omitempty"`  // copied when the disk is made, as are
+	FwCfg     map[string]string `json:"fwCfg,omitempty"` // these files
 }
 
 // Status is what the supervisor says.

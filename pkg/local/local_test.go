@@ -41,13 +41,16 @@ func screen(phase, why string) string {
 	return redraw + "kimage     a of demo (worker)\r\nphase      " + phase + " since 2026-11-26 11:07:06 UTC\r\nwhy        " + why + "\r\nmore       kimage-agent status\r\n\r\n"
 }
 
-func startSet(t *testing.T, images ...string) Set {
+func startSet(t *testing.T, change func(*Spec), images ...string) Set {
 	t.Helper()
 	t.Setenv(supervisorVariable, "yes")
 	s := Set{Dir: filepath.Join(t.TempDir(), "demo.local")}
 	spec := Spec{Accel: "tcg", Subnet: netip.MustParsePrefix("172.17.8.0/24"), Server: netip.MustParseAddr("172.17.8.1")}
 	for i, image := range images {
 		spec.Machines = append(spec.Machines, Machine{Name: string(rune('a' + i)), Image: image, Format: "raw", DiskGiB: 1, CPUs: 1, MemoryMiB: 32, MAC: fmt.Sprintf("52:54:00:17:08:%02d", i+1), API: i == 0})
+	}
+	if change != nil {
+		change(&spec)
 	}
 	if err := s.Write(spec); err != nil {
 		t.Fatal(err)
@@ -80,7 +83,7 @@ func eventually(t *testing.T, what string, is func() bool) {
 // TestSet: machines run without the process that started them, are waited for,
 // replaced and switched off and on, and at the end nothing is left of them.
 func TestSet(t *testing.T) {
-	s := startSet(t, need.Guest(t, screen("ready", "nothing")), need.Guest(t, screen("ready", "nothing")))
+	s := startSet(t, nil, need.Guest(t, screen("ready", "nothing")), need.Guest(t, screen("ready", "nothing")))
 	run, err := os.ReadFile(filepath.Join(s.Dir, runFile))
 	if err != nil {
 		t.Fatal(err)
@@ -170,7 +173,7 @@ func TestSet(t *testing.T) {
 // TestKilledSupervisor: machines do not outlive their supervisor, and run again from
 // their disks, behind the same port.
 func TestKilledSupervisor(t *testing.T) {
-	s := startSet(t, need.Guest(t, screen("ready", "nothing")))
+	s := startSet(t, nil, need.Guest(t, screen("ready", "nothing")))
 	before, err := s.Status(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -195,6 +198,30 @@ func TestKilledSupervisor(t *testing.T) {
 	if after.APIPort != before.APIPort || after.PID == before.PID {
 		t.Errorf("%+v after %+v", after, before)
 	}
+	eventually(t, "a shows its screen again", func() bool { return s.Screen("a").Phase == PhaseReady })
+}
+
+// TestOwnSeed: a machine boots again with what it was told at first, which is no longer
+// where it was.
+func TestOwnSeed(t *testing.T) {
+	need.Program(t, "qemu-system-x86_64", "qemu-system-x86")
+	told := t.TempDir()
+	for _, name := range []string{"seed.iso", "config.ign"} {
+		if err := os.WriteFile(filepath.Join(told, name), make([]byte, 1024), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := startSet(t, func(spec *Spec) {
+		spec.Machines[0].Seed, spec.Machines[0].FwCfg = filepath.Join(told, "seed.iso"), map[string]string{"opt/a": filepath.Join(told, "config.ign")}
+	}, need.Guest(t, screen("ready", "nothing")))
+	eventually(t, "a shows its screen", func() bool { return s.Screen("a").Phase == PhaseReady })
+	if err := s.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(told); err != nil {
+		t.Fatal(err)
+	}
+	begin(t, s)
 	eventually(t, "a shows its screen again", func() bool { return s.Screen("a").Phase == PhaseReady })
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -151,6 +152,7 @@ func (v *supervisor) apiServers() (all []int) {
 
 // start switches a machine on, and makes its disk if it has none.
 func (v *supervisor) start(ctx context.Context, m Machine) error {
+	m, told := v.owning(m)
 	c := qemu.Config{Dir: v.set.machineDir(m.Name), Sockets: v.run, Image: m.Image, Format: m.Format, DiskGiB: m.DiskGiB, CPUs: m.CPUs, MemoryMiB: m.MemoryMiB,
 		Seed: m.Seed, FwCfg: m.FwCfg, UUID: m.UUID, Serial: m.Serial, Accel: v.spec.Accel, Paced: v.crowded(), Cache: "writeback", LAN: v.socket[m.Name], LANMAC: m.MAC}
 	if m.API {
@@ -158,6 +160,9 @@ func (v *supervisor) start(ctx context.Context, m Machine) error {
 	}
 	q := qemu.Open(c)
 	if _, err := os.Stat(q.Disk()); errors.Is(err, fs.ErrNotExist) {
+		if err := copyAll(told); err != nil {
+			return err
+		}
 		if q, err = qemu.New(ctx, c); err != nil {
 			return err
 		}
@@ -173,6 +178,40 @@ func (v *supervisor) start(ctx context.Context, m Machine) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.machines[m.Name], v.started[m.Name] = q, time.Now()
+	return nil
+}
+
+// owning is m with copies of its own of what it is told at first boot: it has them when
+// it boots again, when the configs were made anew for others, with or without it. from
+// has the files by these copies.
+func (v *supervisor) owning(m Machine) (own Machine, from map[string]string) {
+	from = map[string]string{}
+	copied := func(file string) string {
+		to := filepath.Join(v.set.machineDir(m.Name), filepath.Base(file))
+		from[to] = file
+		return to
+	}
+	if m.Seed != "" {
+		m.Seed = copied(m.Seed)
+	}
+	m.FwCfg = maps.Clone(m.FwCfg)
+	for key, file := range m.FwCfg {
+		m.FwCfg[key] = copied(file)
+	}
+	return m, from
+}
+
+// copyAll copies files, by the names of the copies.
+func copyAll(from map[string]string) error {
+	for to, file := range from {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(os.MkdirAll(filepath.Dir(to), 0o700), atomicfile.Write(to, data, 0o600)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
