@@ -1,9 +1,6 @@
 package main
 
 import (
-	"io"
-	"os"
-
 	"github.com/spf13/cobra"
 
 	"github.com/kimage-project/kimage/pkg/nearest"
@@ -24,7 +21,14 @@ func newLogs() *cobra.Command {
 				return err
 			}
 			if console {
-				return l.copyConsole(cmd.OutOrStdout(), args[0])
+				spec, err := l.Spec()
+				if err != nil {
+					return err
+				}
+				if spec.Machine(args[0]) == nil {
+					return nearest.Unknown("machine", args[0], spec.Names())
+				}
+				return l.CopyConsole(cmd.OutOrStdout(), args[0])
 			}
 			m, err := l.machine(cmd.Context(), args[0])
 			if err != nil {
@@ -36,22 +40,4 @@ func newLogs() *cobra.Command {
 	clusterFlag(cmd, &file)
 	cmd.Flags().BoolVar(&console, "console", false, "the console, since the machine was made")
 	return cmd
-}
-
-// copyConsole copies all that a machine wrote to its console, also of one that is off.
-func (l *localCluster) copyConsole(w io.Writer, name string) error {
-	spec, err := l.Spec()
-	if err != nil {
-		return err
-	}
-	if spec.Machine(name) == nil {
-		return nearest.Unknown("machine", name, spec.Names())
-	}
-	f, err := os.Open(l.ConsoleFile(name))
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = io.Copy(w, f)
-	return err
 }

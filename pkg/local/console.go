@@ -1,6 +1,9 @@
 package local
 
 import (
+	"errors"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -39,7 +42,47 @@ func (s Set) Screen(name string) (screen Screen) {
 	return screen
 }
 
-// ConsoleFile has all that a machine wrote to its serial port.
+// CopyConsole copies all that a machine wrote to its serial port since it was made.
+func (s Set) CopyConsole(w io.Writer, name string) error {
+	for _, file := range []string{s.consoleBefore(name), s.ConsoleFile(name)} {
+		if err := copyFile(w, file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyFile copies a file, if there is one.
+func copyFile(w io.Writer, file string) error {
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(w, f)
+	return err
+}
+
+// setConsoleAside has a machine begin a new console: what it showed before is not what it
+// shows now.
+func (s Set) setConsoleAside(name string) error {
+	before, err := os.OpenFile(s.consoleBefore(name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(copyFile(before, s.ConsoleFile(name)), before.Close())
+	if err == nil {
+		err = os.RemoveAll(s.ConsoleFile(name))
+	}
+	return err
+}
+
+func (s Set) consoleBefore(name string) string { return s.ConsoleFile(name) + ".before" }
+
+// ConsoleFile has what a machine wrote to its serial port since it was last switched on.
 func (s Set) ConsoleFile(name string) string { return filepath.Join(s.machineDir(name), "console.log") }
 
 // QEMULog has what qemu itself said of a machine.

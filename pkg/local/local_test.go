@@ -225,6 +225,32 @@ func TestOwnSeed(t *testing.T) {
 	eventually(t, "a shows its screen again", func() bool { return s.Screen("a").Phase == PhaseReady })
 }
 
+// TestConsoleSetAside: a machine's screen is that of its last start, its console that of
+// all.
+func TestConsoleSetAside(t *testing.T) {
+	s := Set{Dir: t.TempDir()}
+	if err := os.MkdirAll(filepath.Dir(s.ConsoleFile("a")), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var all bytes.Buffer
+	for _, phase := range []string{"init", "joined", "ready"} {
+		if err := s.setConsoleAside("a"); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Screen("a"); got != (Screen{}) {
+			t.Errorf("before it said anything: %+v", got)
+		}
+		all.WriteString(screen(phase, "nothing"))
+		if err := os.WriteFile(s.ConsoleFile("a"), []byte(screen(phase, "nothing")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got bytes.Buffer
+	if err := s.CopyConsole(&got, "a"); err != nil || got.String() != all.String() {
+		t.Errorf("%v, %q", err, got.String())
+	}
+}
+
 // TestStartFails: what the supervisor says is the error.
 func TestStartFails(t *testing.T) {
 	need.Program(t, "qemu-system-x86_64", "qemu-system-x86")

@@ -167,9 +167,7 @@ func (v *supervisor) start(ctx context.Context, m Machine) error {
 			return err
 		}
 	}
-	// What it showed before is not what it shows now.
-	console := v.set.ConsoleFile(m.Name)
-	if err := os.Rename(console, console+".before"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := v.set.setConsoleAside(m.Name); err != nil {
 		return err
 	}
 	if err := q.Start(ctx); err != nil {
