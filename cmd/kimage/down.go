@@ -35,11 +35,11 @@ what the cluster file has in their place by then.`,
 			if _, err := os.Stat(l.Dir); errors.Is(err, fs.ErrNotExist) {
 				return nil // nothing to end
 			}
-			release, err := l.claim()
+			claim, err := l.claim()
 			if err != nil {
 				return err
 			}
-			defer release()
+			defer claim.Close()
 			if len(args) > 0 {
 				return l.drop(cmd, args)
 			}

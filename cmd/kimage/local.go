@@ -67,10 +67,14 @@ func openLocal(path string) (*localCluster, error) {
 
 const claimFile = "claim"
 
-var errClaimed = errors.New("another kimage works on it")
+var (
+	errClaimed = errors.New("another kimage works on it")
+	errRemoved = errors.New("another kimage has removed it")
+)
 
-// claim keeps others from making, changing or removing the machines until release.
-func (l *localCluster) claim() (release func(), err error) {
+// claim keeps others from making, changing or removing the machines until the file is
+// closed.
+func (l *localCluster) claim() (*os.File, error) {
 	if entries, err := os.ReadDir(l.Dir); err == nil && len(entries) > 0 {
 		if _, err := os.Stat(l.in(claimFile)); errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%s was not made by kimage up: move it away, or give the cluster file another name", l.Dir)
@@ -83,12 +87,35 @@ func (l *localCluster) claim() (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("%s: %w: wait until it has ended", l.Dir, errClaimed)
+	err = l.hold(f)
+	if err == nil {
+		return f, nil
 	}
-	return func() { f.Close() }, nil
+	f.Close()
+	if errors.Is(err, errRemoved) { // just now
+		return l.claim()
+	}
+	return nil, err
 }
+
+// hold claims by a claim file that is open. It is the machines' own only if it is still
+// where it was: who held it before may have removed all, and another made all anew.
+func (l *localCluster) hold(f *os.File) error {
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return fmt.Errorf("%s: %w: wait until it has ended", l.Dir, errClaimed)
+	}
+	mine, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if now, err := os.Stat(l.in(claimFile)); err != nil || !os.SameFile(mine, now) {
+		return fmt.Errorf("%s: %w", l.Dir, errRemoved)
+	}
+	return nil
+}
+
+// letGo lets others claim, and keeps the file open.
+func letGo(f *os.File) error { return syscall.Flock(int(f.Fd()), syscall.LOCK_UN) }
 
 // machine is a local machine that is on.
 func (l *localCluster) machine(ctx context.Context, name string) (local.MachineStatus, error) {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -38,5 +40,51 @@ func TestPruneByLink(t *testing.T) {
 		if got := listing(t, images); got != c.want {
 			t.Errorf("left are %s, not %s", got, c.want)
 		}
+	}
+}
+
+// TestUndo: what one kimage made it takes back, unless another works on it, or has made
+// it anew.
+func TestUndo(t *testing.T) {
+	l, err := localOf(filepath.Join(t.TempDir(), "cluster.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	claim := func() *os.File {
+		t.Helper()
+		f, err := l.claim()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	made := claim()
+	if err := letGo(made); err != nil {
+		t.Fatal(err)
+	}
+	other := claim()
+	if err := l.undo(io.Discard, made); !errors.Is(err, errClaimed) {
+		t.Errorf("while another works on it: %v", err)
+	}
+	if err := l.discard(io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	other.Close()
+	again := claim()
+	if err := letGo(again); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.undo(io.Discard, made); !errors.Is(err, errRemoved) {
+		t.Errorf("after another made it anew: %v", err)
+	}
+	if _, err := os.Stat(l.in(claimFile)); err != nil {
+		t.Error(err)
+	}
+	if err := l.undo(io.Discard, again); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(l.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its own: %v", err)
 	}
 }

@@ -58,11 +58,11 @@ others' agents say that they are a quorum without it, or with --yes.`,
 
 // replace destroys a machine and boots it fresh.
 func (l *localCluster) replace(cmd *cobra.Command, u *upFlags, name string, yes bool) error {
-	release, err := l.claim()
+	claim, err := l.claim()
 	if err != nil {
 		return err
 	}
-	defer release()
+	defer claim.Close()
 	now, err := l.Spec()
 	if err != nil {
 		return err

@@ -71,15 +71,18 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	fresh, err := l.start(cmd, f, u)
+	made, err := l.start(cmd, f, u)
 	if err != nil {
 		return err
 	}
+	if made != nil {
+		defer made.Close()
+	}
 	if err := l.await(cmd, u.timeout); err != nil {
-		if !fresh || u.keep {
+		if made == nil || u.keep {
 			return &remains{err, "the machines run on: kimage status, kimage down"}
 		}
-		if left := l.discard(cmd.ErrOrStderr()); left != nil {
+		if left := l.undo(cmd.ErrOrStderr(), made); left != nil {
 			return &remains{err, left.Error()}
 		}
 		return err
@@ -120,31 +123,36 @@ func (u *upFlags) clusterFile(cmd *cobra.Command) error {
 }
 
 // start boots the machines, unless they run: fresh ones, or those that were there when
-// this computer went off.
-func (l *localCluster) start(cmd *cobra.Command, f *cluster.File, u *upFlags) (fresh bool, err error) {
-	release, err := l.claim()
+// this computer went off. made is the claim file, let go, if it made them: who takes them
+// back claims by it.
+func (l *localCluster) start(cmd *cobra.Command, f *cluster.File, u *upFlags) (made *os.File, err error) {
+	claim, err := l.claim()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	defer release()
+	defer func() {
+		if made == nil {
+			claim.Close()
+		}
+	}()
 	if on, err := l.Running(); err != nil {
-		return false, err
+		return nil, err
 	} else if on {
 		fmt.Fprintln(cmd.ErrOrStderr(), "the machines are running already")
-		return false, l.follow(cmd, f, u)
+		return nil, l.follow(cmd, f, u)
 	}
 	program, err := os.Executable()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	if _, err := l.Spec(); err == nil {
 		fmt.Fprintln(cmd.ErrOrStderr(), "the machines were not ended by kimage down: they boot from their disks again (kimage down discards them)")
 		if err := l.Start(cmd.Context(), program, "supervise", l.Dir); err != nil {
-			return false, err
+			return nil, err
 		}
-		return false, l.follow(cmd, f, u)
+		return nil, l.follow(cmd, f, u)
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return false, err
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -153,25 +161,28 @@ func (l *localCluster) start(cmd *cobra.Command, f *cluster.File, u *upFlags) (f
 	}()
 	spec, s, err := l.prepare(cmd, f, u.identity, u.image, nil)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	defer s.Close()
 	if spec.APIPort, err = freePort(); err != nil {
-		return false, err
+		return nil, err
 	}
 	kubeconfig, err := s.KubeconfigAt(net.JoinHostPort("127.0.0.1", strconv.Itoa(spec.APIPort)))
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	// Before machines.json, by which the machines are there.
 	if err := atomicfile.Write(l.in("kubeconfig"), kubeconfig, 0o600); err != nil {
-		return false, err
+		return nil, err
 	}
 	if err := l.Write(spec); err != nil {
-		return false, err
+		return nil, err
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "booting %d machines, %d MiB of memory\n", len(spec.Machines), spec.MemoryMiB())
-	return true, l.Start(cmd.Context(), program, "supervise", l.Dir)
+	if err := l.Start(cmd.Context(), program, "supervise", l.Dir); err != nil {
+		return nil, err
+	}
+	return claim, letGo(claim)
 }
 
 // switchOn boots the machines that went off by themselves from their disks again.
@@ -318,6 +329,14 @@ func (l *localCluster) tellConsoles(ctx context.Context, w io.Writer) {
 			fmt.Fprintf(w, "\n%s: phase %q, %s; the end of its console (%s):\n%s\n", m.Name, s.Phase, s.Why, l.ConsoleFile(m.Name), l.ConsoleTail(m.Name, lines))
 		}
 	}
+}
+
+// undo discards what start made, and nothing that others made or work on by now.
+func (l *localCluster) undo(w io.Writer, made *os.File) error {
+	if err := l.hold(made); err != nil {
+		return fmt.Errorf("%w; what is there stays: kimage status, kimage down", err)
+	}
+	return l.discard(w)
 }
 
 // discard ends the machines and removes all that up made but the cluster file and

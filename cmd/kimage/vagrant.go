@@ -110,11 +110,11 @@ func makeVagrant(cmd *cobra.Command, o cluster.Outline, dir, provider string) er
 	}
 	file := filepath.Join(dir, "cluster.yaml")
 	l := &localCluster{local.Set{Dir: filepath.Join(dir, "made")}, file}
-	release, err := l.awaitClaim(cmd)
+	claim, err := l.awaitClaim(cmd)
 	if err != nil {
 		return err
 	}
-	defer release()
+	defer claim.Close()
 	// Secrets must not get into the repository that the Vagrantfile is of.
 	if err := atomicfile.Write(filepath.Join(dir, ".gitignore"), []byte("*\n"), 0o644); err != nil {
 		return err
@@ -238,11 +238,11 @@ func (v vagrantSettings) keep(file string, o *cluster.Outline) error {
 }
 
 // awaitClaim waits for another kimage that makes the same.
-func (l *localCluster) awaitClaim(cmd *cobra.Command) (release func(), err error) {
+func (l *localCluster) awaitClaim(cmd *cobra.Command) (*os.File, error) {
 	for said := false; ; said = true {
-		release, err := l.claim()
+		claim, err := l.claim()
 		if !errors.Is(err, errClaimed) {
-			return release, err
+			return claim, err
 		}
 		if !said {
 			fmt.Fprintln(cmd.ErrOrStderr(), "another kimage makes these machines' image and configs: waiting for it")
