@@ -41,7 +41,7 @@ others' agents say that they are a quorum without it, or with --yes.`,
 			if err := l.replace(cmd, &u, args[0], yes); err != nil {
 				return err
 			}
-			if err := l.await(cmd, u.timeout); err != nil {
+			if err := l.await(cmd, u.timeout, true); err != nil {
 				return &remains{err, "the machines run on: kimage status"}
 			}
 			l.show(cmd)

@@ -78,8 +78,9 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 	if made != nil {
 		defer made.Close()
 	}
-	if err := l.await(cmd, u.timeout); err != nil {
-		if made == nil || u.keep {
+	stay := made == nil || u.keep
+	if err := l.await(cmd, u.timeout, stay); err != nil {
+		if stay {
 			return &remains{err, "the machines run on: kimage status, kimage down"}
 		}
 		if left := l.undo(cmd.ErrOrStderr(), made); left != nil {
@@ -285,13 +286,17 @@ func freePort() (int, error) {
 	return ln.Addr().(*net.TCPAddr).Port, nil
 }
 
-// await waits until all machines are Ready; of those that are not it tells why.
-func (l *localCluster) await(cmd *cobra.Command, timeout time.Duration) error {
+// await waits until all machines are Ready; of those that are not it tells why. What
+// will not stay is told at greater length, for it is all that will be known.
+func (l *localCluster) await(cmd *cobra.Command, timeout time.Duration, stay bool) error {
 	ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 	defer cancel()
 	err := l.AwaitReady(ctx, cmd.ErrOrStderr())
 	if err != nil && cmd.Context().Err() == nil {
-		l.tellConsoles(cmd.Context(), cmd.ErrOrStderr())
+		l.tellConsoles(cmd.Context(), cmd.ErrOrStderr(), stay)
+		if !stay {
+			fmt.Fprintln(cmd.ErrOrStderr(), "\n--keep keeps machines that do not become Ready, to look into them")
+		}
 	}
 	return err
 }
@@ -313,22 +318,51 @@ func (l *localCluster) show(cmd *cobra.Command) {
 }
 
 // tellConsoles shows what the machines that are not Ready last said, and of those that
-// went off what qemu did.
-func (l *localCluster) tellConsoles(ctx context.Context, w io.Writer) {
-	const lines = 15
-	st, err := l.Status(ctx)
+// went off what qemu did; if all did, what their supervisor did.
+func (l *localCluster) tellConsoles(ctx context.Context, w io.Writer, stay bool) {
+	lines := 40
+	if stay {
+		lines = 15
+	}
+	spec, err := l.Spec()
 	if err != nil {
 		return
 	}
-	for _, m := range st.Machines {
-		s := l.Screen(m.Name)
-		switch qemu, _ := os.ReadFile(l.QEMULog(m.Name)); {
-		case !m.On:
-			fmt.Fprintf(w, "\n%s is off; qemu said: %s\nThe end of its console:\n%s\n", m.Name, strings.TrimSpace(string(qemu)), l.ConsoleTail(m.Name, lines))
-		case s.Phase != local.PhaseReady:
-			fmt.Fprintf(w, "\n%s: phase %q, %s; the end of its console (%s):\n%s\n", m.Name, s.Phase, s.Why, l.ConsoleFile(m.Name), l.ConsoleTail(m.Name, lines))
+	on := map[string]bool{}
+	switch st, err := l.Status(ctx); {
+	case errors.Is(err, local.ErrNotRunning):
+		fmt.Fprintf(w, "\nthe machines' supervisor has ended; it said: %s\n", lastOf(l.SupervisorLog(), lines))
+	case err != nil:
+		fmt.Fprintf(w, "\n%v\n", err)
+		return
+	default:
+		for _, m := range st.Machines {
+			on[m.Name] = m.On
 		}
 	}
+	for _, m := range spec.Machines {
+		console, at := l.ConsoleTail(m.Name, lines), ""
+		if stay {
+			at = " (" + l.ConsoleFile(m.Name) + ")"
+		}
+		switch s := l.Screen(m.Name); {
+		case !on[m.Name]:
+			fmt.Fprintf(w, "\n%s is off; qemu said: %s\nThe end of its console%s:\n%s\n", m.Name, lastOf(l.QEMULog(m.Name), lines), at, console)
+		case s.Phase != local.PhaseReady:
+			fmt.Fprintf(w, "\n%s: phase %q, %s; the end of its console%s:\n%s\n", m.Name, s.Phase, s.Why, at, console)
+		}
+	}
+}
+
+// lastOf is the last lines of a log.
+func lastOf(file string, lines int) string {
+	data, _ := os.ReadFile(file)
+	text := strings.TrimSpace(string(data))
+	if text == "" {
+		return "nothing"
+	}
+	all := strings.Split(text, "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
 // undo discards what start made, and nothing that others made or work on by now.

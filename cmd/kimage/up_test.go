@@ -216,6 +216,61 @@ func TestUpNeverReady(t *testing.T) {
 	}
 }
 
+// TestUpGivesUp: what the machines said is told before it is removed with them, and no
+// file is named that is gone then; also if their supervisor ended.
+func TestUpGivesUp(t *testing.T) {
+	image := standIn(t, "waiting")
+	const console = "no API server answers" // of the stand-in
+	for name, tt := range map[string]struct {
+		timeout string
+		kill    bool
+		want    []string
+	}{
+		"not Ready in time":    {"4s", false, []string{`k8s-01: phase "waiting", no API server answers; the end of its console:`, console, "--keep keeps machines", "ended the machines"}},
+		"the supervisor ended": {"1m", true, []string{"supervisor has ended; it said: nothing", "k8s-01 is off; qemu said: nothing", console, "--keep keeps machines", "the machines are not running"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			cmd := command("up", "--image", image, "--timeout", tt.timeout)
+			cmd.Dir = dir
+			var words bytes.Buffer
+			cmd.Stderr = &words
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { in(t, dir, "down") })
+			if tt.kill {
+				shows(t, filepath.Join(dir, "cluster.local/machines/k8s-01/console.log"), console)
+				for _, pid := range need.Processes(t, "supervise\x00"+dir) {
+					syscall.Kill(pid, syscall.SIGKILL)
+				}
+			}
+			cmd.Wait()
+			for _, want := range tt.want {
+				if got := cmd.ProcessState.ExitCode(); got != statusCouldNotTell || !strings.Contains(words.String(), want) {
+					t.Errorf("status %d, no %q in\n%s", got, want, words.String())
+				}
+			}
+			if strings.Contains(words.String(), "console.log") || strings.Contains(words.String(), "supervisor.log") {
+				t.Errorf("names what is gone:\n%s", words.String())
+			}
+			ended(t, dir)
+		})
+	}
+}
+
+// shows waits until a file has a text.
+func shows(t *testing.T, file, text string) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		if data, _ := os.ReadFile(file); bytes.Contains(data, []byte(text)) {
+			return
+		} else if time.Now().After(end) {
+			t.Fatalf("%s never showed %q", file, text)
+		}
+	}
+}
+
 // TestUpOff: a machine that went off by itself is booted from its disk again.
 func TestUpOff(t *testing.T) {
 	image, dir := standIn(t, "waiting"), t.TempDir()

@@ -99,6 +99,9 @@ const (
 	runPrefix = "kimage-run" // of that directory's name
 )
 
+// SupervisorLog has what the supervisor had to say.
+func (s Set) SupervisorLog() string { return s.path(logFile) }
+
 func (s Set) path(name string) string { return filepath.Join(s.Dir, name) }
 
 // machineDir is a machine's own directory.
