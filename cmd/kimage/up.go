@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kimage-project/kimage/images"
 	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/cluster"
 	"github.com/kimage-project/kimage/pkg/local"
@@ -40,12 +42,19 @@ machines have a network of their own, and a way out through this computer.
 The machines run until kimage down, also when the terminal is closed. Given
 again, kimage up boots those that were added to the cluster file, and from their
 disks those that went off: one by itself, or all with this computer. Interrupted
-before they are Ready, it removes what it made, unless --keep is given.`,
+before they are Ready, it removes the machines that it made and all that is theirs,
+unless --keep is given; the cluster file and the cluster's secrets stay.`,
 		Example: `  kimage up                              one machine
   kimage up --topology 3 -f three.yaml
   export KUBECONFIG=cluster.local/kubeconfig; kubectl get nodes`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return u.run(cmd) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			err := u.run(cmd)
+			if _, ok := errors.AsType[*remains](err); err != nil && !ok && cmd.Context().Err() != nil {
+				return &remains{err, u.stays()}
+			}
+			return err
+		},
 	}
 	clusterFlag(cmd, &u.file)
 	identityFlag(cmd, &u.identity)
@@ -101,6 +110,22 @@ type remains struct {
 
 func (r *remains) Error() string { return r.err.Error() + "; " + r.what }
 func (r *remains) Unwrap() error { return r.err }
+
+// stays says what is there when the machines are removed: the cluster file and what makes
+// the next machines the same cluster's.
+func (u *upFlags) stays() string {
+	stem := (&cluster.File{Path: u.file}).Stem()
+	var there []string
+	for _, file := range []string{u.file, stem + ".secrets", stem + ".state", filepath.Join(filepath.Dir(u.file), images.LockFile)} {
+		if _, err := os.Stat(file); err == nil {
+			there = append(there, file)
+		}
+	}
+	if len(there) == 0 {
+		return "nothing is left behind"
+	}
+	return strings.Join(there, ", ") + " stay: kimage up goes on with them"
+}
 
 // clusterFile writes one if there is none.
 func (u *upFlags) clusterFile(cmd *cobra.Command) error {

@@ -63,21 +63,12 @@ func TestUpInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { in(t, dir, "down") })
-	file := filepath.Join(dir, "cluster.local/machines/k8s-01/console.log")
-	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		if data, _ := os.ReadFile(file); bytes.Contains(data, []byte("API server")) {
-			break
-		} else if time.Now().After(end) {
-			cmd.Process.Kill()
-			cmd.Wait()
-			t.Fatalf("the machine never came up:\n%s", words.String())
-		}
-	}
+	shows(t, filepath.Join(dir, "cluster.local/machines/k8s-01/console.log"), "API server")
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
 	cmd.Wait()
-	if got := cmd.ProcessState.ExitCode(); got != statusCouldNotTell || !strings.Contains(words.String(), "wrote cluster.yaml: topology 1") || !strings.Contains(words.String(), "ended the machines") {
+	if got := cmd.ProcessState.ExitCode(); got != statusCouldNotTell || !strings.Contains(words.String(), "wrote cluster.yaml: topology 1") || !strings.Contains(words.String(), "ended the machines") || !strings.Contains(words.String(), "interrupted; cluster.yaml, cluster.secrets, cluster.state stay") {
 		t.Errorf("status %d:\n%s", got, words.String())
 	}
 	ended(t, dir)
