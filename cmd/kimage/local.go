@@ -241,8 +241,9 @@ func (l *localCluster) prune(now local.Spec) error {
 }
 
 // configure writes what the machines are told, and names it in the spec. The file's
-// machines let kimage's own key in besides those that the file names.
-func (l *localCluster) configure(cmd *cobra.Command, f *cluster.File, identity string, spec *local.Spec) (*state.Store, error) {
+// machines let kimage's own key in besides those that the file names. made says what is
+// to be known of secrets that are new.
+func (l *localCluster) configure(cmd *cobra.Command, f *cluster.File, identity string, spec *local.Spec, made func(*state.Store, *cluster.File) string) (*state.Store, error) {
 	key, err := l.key()
 	if err != nil {
 		return nil, err
@@ -260,9 +261,13 @@ func (l *localCluster) configure(cmd *cobra.Command, f *cluster.File, identity s
 	if err != nil {
 		return nil, err
 	}
+	fresh := s.Fresh()
 	if err := l.writeConfig(cmd.Context(), f, s); err != nil {
 		s.Close()
 		return nil, err
+	}
+	if fresh {
+		fmt.Fprintln(cmd.ErrOrStderr(), made(s, f))
 	}
 	for i := range spec.Machines {
 		m := &spec.Machines[i]
@@ -394,6 +399,6 @@ func (l *localCluster) prepare(cmd *cobra.Command, f *cluster.File, identity, im
 			spec.Machines[i].Format = "qcow2"
 		}
 	}
-	s, err = l.configure(cmd, f, identity, &spec)
+	s, err = l.configure(cmd, f, identity, &spec, madeSecrets)
 	return spec, s, err
 }

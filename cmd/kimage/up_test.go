@@ -68,7 +68,7 @@ func TestUpInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd.Wait()
-	if got := cmd.ProcessState.ExitCode(); got != statusCouldNotTell || !strings.Contains(words.String(), "wrote cluster.yaml: topology 1") || !strings.Contains(words.String(), "ended the machines") || !strings.Contains(words.String(), "interrupted; cluster.yaml, cluster.secrets, cluster.state stay") {
+	if got := cmd.ProcessState.ExitCode(); got != statusCouldNotTell || !strings.Contains(words.String(), "wrote cluster.yaml: topology 1") || !strings.Contains(words.String(), "made the secrets of cluster demo: back up cluster.secrets") || !strings.Contains(words.String(), "ended the machines") || !strings.Contains(words.String(), "interrupted; cluster.yaml, cluster.secrets, cluster.state stay") {
 		t.Errorf("status %d:\n%s", got, words.String())
 	}
 	ended(t, dir)

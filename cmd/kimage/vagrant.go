@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kimage-project/kimage/ignition/state"
 	"github.com/kimage-project/kimage/images"
 	"github.com/kimage-project/kimage/pkg/atomicfile"
 	"github.com/kimage-project/kimage/pkg/cluster"
@@ -163,7 +164,9 @@ func makeVagrant(cmd *cobra.Command, o cluster.Outline, dir, provider string) er
 	if err != nil {
 		return err
 	}
-	s, err := l.configure(cmd, f, "", &spec)
+	s, err := l.configure(cmd, f, "", &spec, func(s *state.Store, _ *cluster.File) string {
+		return fmt.Sprintf("made the secrets of the cluster: %s (vagrant destroy of its last machine removes them)", s.Dir())
+	})
 	if err != nil {
 		return err
 	}
