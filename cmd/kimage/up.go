@@ -171,7 +171,10 @@ func (l *localCluster) start(cmd *cobra.Command, f *cluster.File, u *upFlags) (m
 	if err != nil {
 		return nil, err
 	}
-	if _, err := l.Spec(); err == nil {
+	if was, err := l.Spec(); err == nil {
+		if err := was.Fits(l.Dir, 0); err != nil {
+			return nil, err
+		}
 		fmt.Fprintln(cmd.ErrOrStderr(), "the machines were not ended by kimage down: they boot from their disks again (kimage down discards them)")
 		if err := l.Start(cmd.Context(), program, "supervise", l.Dir); err != nil {
 			return nil, err

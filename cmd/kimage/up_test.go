@@ -310,6 +310,21 @@ func TestUpRefuses(t *testing.T) {
 			t.Errorf("%s: status %d: %s", name, status, words)
 		}
 	}
+	// As after this computer's power cut, and with less memory.
+	const once = `{"accel": "tcg", "machines": [{"name": "k8s-01", "memoryMiB": 9999999}]}`
+	write(t, dir, "once.yaml", inOK(t, dir, "cluster", "new"))
+	if err := os.Mkdir(filepath.Join(dir, "once.local"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, "once.local/claim", "")
+	write(t, dir, "once.local/machines.json", once)
+	if _, words, status := in(t, dir, "up", "-f", "once.yaml"); status != statusCouldNotTell || !strings.Contains(words, "1 machines need 10000099 MiB of memory, and ") {
+		t.Errorf("once more, with less memory: status %d: %s", status, words)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "once.local/machines.json")); err != nil || string(got) != once {
+		t.Errorf("what was there does not stay: %v, %s", err, got)
+	}
+	inOK(t, dir, "down", "-f", "once.yaml")
 	left, err := filepath.Glob(filepath.Join(dir, "*.local"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left are %v, %v", left, err)

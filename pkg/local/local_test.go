@@ -434,6 +434,17 @@ func TestPlan(t *testing.T) {
 	if err := s.Fits(t.TempDir(), 0); err == nil || !strings.Contains(err.Error(), "MiB are free") {
 		t.Errorf("more memory than there is: %v", err)
 	}
+	// What a disk takes already is not needed once more.
+	file := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(file, make([]byte, 3<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := allocatedMiB(file); got < 2 || got > 4 {
+		t.Errorf("%d MiB, not 3", got)
+	}
+	if got := allocatedMiB(file + "x"); got != 0 {
+		t.Errorf("%d MiB of no file", got)
+	}
 	if err := (Spec{}).Fits(t.TempDir(), 1<<40); err == nil || !strings.Contains(err.Error(), "MiB free") {
 		t.Errorf("more disk than there is: %v", err)
 	}
