@@ -9,9 +9,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -176,6 +178,9 @@ func (l *localCluster) start(cmd *cobra.Command, f *cluster.File, u *upFlags) (m
 			return nil, err
 		}
 		fmt.Fprintln(cmd.ErrOrStderr(), "the machines were not ended by kimage down: they boot from their disks again (kimage down discards them)")
+		if err := l.keepAPIPort(cmd.ErrOrStderr(), was); err != nil {
+			return nil, err
+		}
 		if err := l.Start(cmd.Context(), program, "supervise", l.Dir); err != nil {
 			return nil, err
 		}
@@ -303,6 +308,35 @@ func (l *localCluster) follow(cmd *cobra.Command, f *cluster.File, u *upFlags) e
 	}
 	return nil
 }
+
+// keepAPIPort has the API at the port that it was at, or at another if somebody else took
+// that one meanwhile.
+func (l *localCluster) keepAPIPort(w io.Writer, spec local.Spec) error {
+	ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(spec.APIPort)))
+	if err == nil {
+		return ln.Close()
+	}
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		return err
+	}
+	before := spec.APIPort
+	if spec.APIPort, err = freePort(); err != nil {
+		return err
+	}
+	kubeconfig, err := os.ReadFile(l.in("kubeconfig"))
+	if err != nil {
+		return err
+	}
+	kubeconfig = localServer.ReplaceAll(kubeconfig, fmt.Appendf(nil, "https://127.0.0.1:%d", spec.APIPort))
+	if err := atomicfile.Write(l.in("kubeconfig"), kubeconfig, 0o600); err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "port %d is somebody else's by now: the Kubernetes API is at 127.0.0.1:%d, as %s says; copies of it do not\n", before, spec.APIPort, l.in("kubeconfig"))
+	return l.Write(spec)
+}
+
+// localServer is the API's address in the kubeconfig.
+var localServer = regexp.MustCompile(`https://127\.0\.0\.1:[0-9]+`)
 
 // freePort is one of this computer's that nobody listens on.
 func freePort() (int, error) {

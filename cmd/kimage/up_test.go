@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -289,6 +290,36 @@ func TestUpOff(t *testing.T) {
 	if after, err := os.Stat(disk); err != nil || !os.SameFile(before, after) {
 		t.Errorf("its disk was made anew: %v", err)
 	}
+}
+
+// TestUpPortTaken: machines boot again behind another port if somebody took theirs.
+func TestUpPortTaken(t *testing.T) {
+	image, dir := standIn(t, "waiting"), t.TempDir()
+	t.Cleanup(func() { in(t, dir, "down") })
+	in(t, dir, "up", "--image", image, "--keep", "--timeout", "1s")
+	for _, pid := range need.Processes(t, dir) {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	gone(t, dir)
+	server := func() string {
+		return string(localServer.Find([]byte(inOK(t, dir, "kubeconfig"))))
+	}
+	before := server()
+	ln, err := net.Listen("tcp", strings.TrimPrefix(before, "https://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	_, words, _ := in(t, dir, "up", "--timeout", "1s")
+	after := server()
+	if !strings.Contains(words, "the Kubernetes API is at "+strings.TrimPrefix(after, "https://")) || after == before || after == "" {
+		t.Errorf("the API was at %s and is at %s:\n%s", before, after, words)
+	}
+	conn, err := net.Dial("tcp", strings.TrimPrefix(after, "https://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
 }
 
 // TestUpRefuses says before booting what is wrong.
