@@ -425,6 +425,10 @@ func TestPlan(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
+	// A pool's machines name themselves by it.
+	if a, b := s.Machine("crowd-1").UUID, s.Machine("crowd-2").UUID; a == "" || b == "" || a == b || s.Machine("k8s-01").UUID != "" {
+		t.Errorf("UUIDs %q and %q", a, b)
+	}
 	if s.Server.String() != "172.17.8.1" || s.Subnet.String() != "172.17.8.0/24" || s.MemoryMiB() != 2*2560+4096+3*512+2*1536 {
 		t.Errorf("%+v", s)
 	}

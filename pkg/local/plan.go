@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/kimage-project/kimage/pkg/cluster"
+	"github.com/kimage-project/kimage/pkg/parttable"
 )
 
 // diskGiB is the disk that a machine sees; what it does not use takes no room.
@@ -48,6 +49,10 @@ func Plan(f *cluster.File, accel string) (Spec, error) {
 		m.CPUs, m.MemoryMiB = size(t, accel)
 		if m.MAC == "" {
 			m.MAC = madeMAC(f.Cluster.Metadata.Name + "/" + name)
+		}
+		if pool != "" && m.UUID == "" {
+			// What else it could name itself by is the first card, which is the same everywhere.
+			m.UUID = parttable.DeriveGUID("machine", f.Cluster.Metadata.Name, name)
 		}
 		if a, ok := ipv4(t); ok {
 			m.Address = a
