@@ -5,8 +5,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/kimage-project/kimage/bootstrap/kube"
+	"github.com/kimage-project/kimage/bootstrap/report"
 	"github.com/kimage-project/kimage/pkg/local"
 )
 
@@ -86,5 +90,67 @@ func TestUndo(t *testing.T) {
 	}
 	if _, err := os.Stat(l.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("its own: %v", err)
+	}
+}
+
+// TestLocalLines: all machines are listed that run, and all that the cluster file names.
+func TestLocalLines(t *testing.T) {
+	dir := newClusterDir(t, "--topology", "3", "--os", "debian-13")
+	l, err := localOf(filepath.Join(dir, "cluster.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Write(local.Spec{Machines: []local.Machine{{Name: "k8s-02"}, {Name: "k8s-09"}}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []map[string]string{
+		{"k8s-02": "off: kimage up", "k8s-09": "off: kimage up", "k8s-01": "not made: kimage up", "k8s-03": "not made: kimage up"},
+		{"k8s-02": "off: kimage up", "k8s-09": "off: kimage up"}, // the file is wrong by now
+	} {
+		lines, err := l.lines(t.Context())
+		if err != nil || len(lines) != len(want) {
+			t.Errorf("%v, %+v", err, lines)
+		}
+		for _, line := range lines {
+			if line.ready() || want[line.Name] == "" || !strings.Contains(line.Why, want[line.Name]) {
+				t.Errorf("%+v", line)
+			}
+		}
+		write(t, dir, "cluster.yaml", "nonsense")
+	}
+}
+
+// TestLocalLine: a master's word counts, also of a machine of a pool, which has given
+// itself another name; but not one from before it was switched on.
+func TestLocalLine(t *testing.T) {
+	l, err := localOf(filepath.Join(t.TempDir(), "cluster.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	crowd := local.Machine{Name: "crowd-1", Pool: "crowd", UUID: "0fc63daf-8483-4772-8e79-3d69d8477de4"}
+	name, err := kube.PoolNameOf("crowd", crowd.UUID, "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	since := time.Date(2026, 11, 26, 11, 7, 6, 0, time.UTC)
+	later := since.Add(time.Minute)
+	heard := map[string]report.Machine{}
+	for _, node := range []string{"k8s-01", name} {
+		heard[node] = report.Machine{Name: node, Heard: &later, Report: &report.Report{Phase: "ready"}}
+	}
+	for _, c := range []struct {
+		name  string
+		m     local.Machine
+		since time.Time
+		want  string
+	}{
+		{"a node", local.Machine{Name: "k8s-01"}, since, "ready"},
+		{"a pool's", crowd, since, "ready"},
+		{"switched on since", crowd, later.Add(time.Minute), ""},
+	} {
+		got := l.line(c.m, local.MachineStatus{On: true, Since: c.since}, heard, "k8s-01")
+		if got.Phase != c.want || got.Name != c.m.Name {
+			t.Errorf("%s: %+v", c.name, got)
+		}
 	}
 }

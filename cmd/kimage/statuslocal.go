@@ -5,14 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
 	"time"
 
+	"github.com/kimage-project/kimage/bootstrap/kube"
 	"github.com/kimage-project/kimage/bootstrap/report"
 	"github.com/kimage-project/kimage/pkg/local"
 	"github.com/kimage-project/kimage/pkg/qemu"
 )
 
-// lines are all machines. It works with none of them on.
+// lines are all machines, those that run and those that the cluster file names besides.
+// It works with none of them on.
 func (l *localCluster) lines(ctx context.Context) ([]machineLine, error) {
 	spec, err := l.Spec()
 	if err != nil {
@@ -29,19 +32,47 @@ func (l *localCluster) lines(ctx context.Context) ([]machineLine, error) {
 	heard, master := l.heard(ctx, spec, on)
 	var out []machineLine
 	for _, m := range spec.Machines {
-		line := machineLine{Name: m.Name, Roles: m.Roles, Power: powerOff, From: "console"}
-		if s := l.Screen(m.Name); on[m.Name].On {
-			line.Power, line.Phase, line.Since, line.Why = powerOn, s.Phase, s.Since, s.Why
-		} else {
-			line.Why = "it is off: kimage up -f " + l.path + " boots it from its disk again"
-		}
-		// A report from before the machine was switched on is of the one before it.
-		if h, ok := heard[m.Name]; ok && line.Power == powerOn && !h.Silent && h.Heard.After(on[m.Name].Since) {
-			line.heardAs(h.Report, master)
-		}
-		out = append(out, line)
+		out = append(out, l.line(m, on[m.Name], heard, master))
+	}
+	for _, m := range l.notMade(spec) {
+		out = append(out, machineLine{Name: m.Name, Roles: m.Roles, Power: powerOff, Why: "it is not made: kimage up -f " + l.path + " boots it"})
 	}
 	return out, nil
+}
+
+// line is one machine, by what a master has heard of it, or else by its console.
+func (l *localCluster) line(m local.Machine, now local.MachineStatus, heard map[string]report.Machine, master string) machineLine {
+	line := machineLine{Name: m.Name, Roles: m.Roles, Power: powerOff, From: "console"}
+	if !now.On {
+		line.Why = "it is off: kimage up -f " + l.path + " boots it from its disk again"
+		return line
+	}
+	s := l.Screen(m.Name)
+	line.Power, line.Phase, line.Since, line.Why = powerOn, s.Phase, s.Since, s.Why
+	name := m.Name
+	if m.Pool != "" {
+		// An error: it has none, and is not heard of.
+		name, _ = kube.PoolNameOf(m.Pool, m.UUID, m.Serial, m.MAC)
+	}
+	// A report from before the machine was switched on is of the one before it.
+	if h, ok := heard[name]; ok && !h.Silent && h.Heard.After(now.Since) {
+		line.heardAs(h.Report, master)
+	}
+	return line
+}
+
+// notMade are the machines that the cluster file names and kimage up has yet to boot.
+// A file that is wrong by now names none.
+func (l *localCluster) notMade(spec local.Spec) []local.Machine {
+	f, err := loadCluster(l.path)
+	if err != nil {
+		return nil
+	}
+	plan, err := local.Plan(f, spec.Accel)
+	if err != nil {
+		return nil
+	}
+	return slices.DeleteFunc(plan.Machines, func(m local.Machine) bool { return spec.Machine(m.Name) != nil })
 }
 
 // heard asks the masters that are on what they have heard, by name; the first answer

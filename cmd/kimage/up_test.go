@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -152,7 +153,7 @@ func TestUpNeverReady(t *testing.T) {
 		if _, words, status := in(t, dirs[1], "down", "k8s-04"); status != 0 || !strings.Contains(words, "ended k8s-04") {
 			t.Errorf("ending one: status %d: %s", status, words)
 		}
-		if out, _, _ := in(t, dirs[1], "status"); strings.Contains(out, "k8s-04") || strings.Count(out, "  on  ") != 3 {
+		if out, _, _ := in(t, dirs[1], "status"); !regexp.MustCompile(`(?m)^k8s-04 +worker +off .* it is not made: kimage up -f cluster.yaml boots it$`).MatchString(out) || strings.Count(out, "  on  ") != 3 {
 			t.Errorf("without the one that was ended:\n%s", out)
 		}
 		if left := need.Processes(t, filepath.Join(dirs[1], "cluster.local/machines/k8s-04")); len(left) > 0 {
