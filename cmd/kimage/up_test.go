@@ -342,6 +342,11 @@ func TestUpRefuses(t *testing.T) {
 			t.Errorf("%s: status %d: %s", name, status, words)
 		}
 	}
+	bare := command("up", "-f", "d.yaml", "--image", image)
+	bare.Dir, bare.Env = dir, append(bare.Env, "PATH="+t.TempDir())
+	if _, words, status := finish(t, bare); status != statusCouldNotTell || !strings.Contains(words, "missing on this machine: qemu-system-x86_64, qemu-img") || !strings.Contains(words, "apt-get install qemu-system-x86") {
+		t.Errorf("without qemu: status %d: %s", status, words)
+	}
 	// As after this computer's power cut, and with less memory.
 	const once = `{"accel": "tcg", "machines": [{"name": "k8s-01", "memoryMiB": 9999999}]}`
 	write(t, dir, "once.yaml", inOK(t, dir, "cluster", "new"))
