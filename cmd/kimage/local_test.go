@@ -154,3 +154,39 @@ func TestLocalLine(t *testing.T) {
 		}
 	}
 }
+
+// TestRunOn: of machines that nobody runs it is not said that they run.
+func TestRunOn(t *testing.T) {
+	for err, want := range map[error]string{
+		local.ErrNotRunning:     "the machines are not running; kimage up boots them from their disks again, kimage down discards them",
+		errors.New("not Ready"): "not Ready; the machines run on: kimage status, kimage down",
+	} {
+		if got := runOn(err).Error(); got != want {
+			t.Errorf("%q, not %q", got, want)
+		}
+	}
+}
+
+// TestStays: what an interrupted up says is there, is there.
+func TestStays(t *testing.T) {
+	dir := t.TempDir()
+	u := upFlags{file: filepath.Join(dir, "cluster.yaml")}
+	is := func(want string) {
+		t.Helper()
+		if got := u.stays(); got != want {
+			t.Errorf("%q, not %q", got, want)
+		}
+	}
+	is("nothing is left behind")
+	write(t, dir, "cluster.yaml", "")
+	write(t, dir, "kimage.lock", "")
+	is(u.file + ", " + filepath.Join(dir, "kimage.lock") + " stay: kimage up goes on with them")
+	l, err := localOf(u.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Write(local.Spec{}); err != nil {
+		t.Fatal(err)
+	}
+	is("the machines that were there are as they were: kimage status, kimage down")
+}

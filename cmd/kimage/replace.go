@@ -42,7 +42,7 @@ others' agents say that they are a quorum without it, or with --yes.`,
 				return err
 			}
 			if err := l.await(cmd, u.timeout, true); err != nil {
-				return &remains{err, "the machines run on: kimage status"}
+				return runOn(err)
 			}
 			l.show(cmd)
 			return nil

@@ -92,7 +92,7 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 	stay := made == nil || u.keep
 	if err := l.await(cmd, u.timeout, stay); err != nil {
 		if stay {
-			return &remains{err, "the machines run on: kimage status, kimage down"}
+			return runOn(err)
 		}
 		if left := l.undo(cmd.ErrOrStderr(), made); left != nil {
 			return &remains{err, left.Error()}
@@ -113,9 +113,20 @@ type remains struct {
 func (r *remains) Error() string { return r.err.Error() + "; " + r.what }
 func (r *remains) Unwrap() error { return r.err }
 
+// runOn is the error of a command that waited for machines which it leaves as they are.
+func runOn(err error) error {
+	if errors.Is(err, local.ErrNotRunning) {
+		return &remains{err, "kimage up boots them from their disks again, kimage down discards them"}
+	}
+	return &remains{err, "the machines run on: kimage status, kimage down"}
+}
+
 // stays says what is there when the machines are removed: the cluster file and what makes
 // the next machines the same cluster's.
 func (u *upFlags) stays() string {
+	if l, err := localOf(u.file); err == nil && l.exists() {
+		return "the machines that were there are as they were: kimage status, kimage down"
+	}
 	stem := (&cluster.File{Path: u.file}).Stem()
 	var there []string
 	for _, file := range []string{u.file, stem + ".secrets", stem + ".state", filepath.Join(filepath.Dir(u.file), images.LockFile)} {
