@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kimage-project/kimage/pkg/cluster"
+	"github.com/kimage-project/kimage/pkg/local"
 )
 
 // Exit status of every command.
@@ -53,6 +54,9 @@ func run(args []string) int {
 	}
 	// One line, however many things are wrong.
 	fmt.Fprintf(os.Stderr, "kimage: %s\n", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; "))
+	if errors.Is(err, local.ErrNotReady) {
+		return statusNo
+	}
 	return statusCouldNotTell
 }
 

@@ -133,7 +133,7 @@ func TestUpNeverReady(t *testing.T) {
 	if _, words, status := in(t, dirs[0], "replace", "k8s-01", "--image", image); status != statusCouldNotTell || !strings.Contains(words, "--yes does it") {
 		t.Errorf("replacing the only etcd member: status %d: %s", status, words)
 	}
-	if _, words, status := in(t, dirs[1], "replace", "k8s-02", "--image", standIn(t, "init"), "--timeout", "7s"); status != statusCouldNotTell || !strings.Contains(words, "k8s-02  init") || !strings.Contains(words, "k8s-01  waiting") {
+	if _, words, status := in(t, dirs[1], "replace", "k8s-02", "--image", standIn(t, "init"), "--timeout", "7s"); status != statusNo || !strings.Contains(words, "k8s-02  init") || !strings.Contains(words, "k8s-01  waiting") {
 		t.Errorf("replaced: status %d: %s", status, words)
 	}
 	// A machine that was added to the file is booted, and nobody else.
@@ -142,7 +142,7 @@ func TestUpNeverReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, dirs[1], "cluster.yaml", string(text)+"  - {name: k8s-04, roles: [worker], address: 172.17.8.104}\n")
-	if _, words, status := in(t, dirs[1], "up", "--image", image, "--timeout", "7s"); status != statusCouldNotTell || !strings.Contains(words, "booting k8s-04, which") || !strings.Contains(words, "k8s-04  waiting") || strings.Contains(words, "booting k8s-01") {
+	if _, words, status := in(t, dirs[1], "up", "--image", image, "--timeout", "7s"); status != statusNo || !strings.Contains(words, "booting k8s-04, which") || !strings.Contains(words, "k8s-04  waiting") || strings.Contains(words, "booting k8s-01") {
 		t.Errorf("a machine was added: status %d: %s", status, words)
 	}
 	if out := inOK(t, dirs[1], "logs", "--console", "k8s-04"); !strings.Contains(out, "waiting") {
@@ -186,7 +186,7 @@ func TestUpNeverReady(t *testing.T) {
 	if status != statusNo || !strings.Contains(out, "k8s-01  etcd,master,worker  off") || !strings.Contains(out, "kimage up -f cluster.yaml boots it from its disk again") {
 		t.Errorf("all off: status %d:\n%s", status, out)
 	}
-	if _, words, status := in(t, dirs[0], "up", "--timeout", "7s"); status != statusCouldNotTell || !strings.Contains(words, "they boot from their disks again") || !strings.Contains(words, "k8s-01  waiting") {
+	if _, words, status := in(t, dirs[0], "up", "--timeout", "7s"); status != statusNo || !strings.Contains(words, "they boot from their disks again") || !strings.Contains(words, "k8s-01  waiting") {
 		t.Errorf("after a power cut: status %d: %s", status, words)
 	}
 	// And after another one, one machine is lost and one new.
@@ -195,7 +195,7 @@ func TestUpNeverReady(t *testing.T) {
 	}
 	gone(t, dirs[0])
 	inOK(t, dirs[0], "down", "k8s-01")
-	if _, words, status := in(t, dirs[0], "up", "--image", image, "--timeout", "7s"); status != statusCouldNotTell || !strings.Contains(words, "booting k8s-01, which") || !strings.Contains(words, "k8s-01  waiting") {
+	if _, words, status := in(t, dirs[0], "up", "--image", image, "--timeout", "7s"); status != statusNo || !strings.Contains(words, "booting k8s-01, which") || !strings.Contains(words, "k8s-01  waiting") {
 		t.Errorf("after a power cut and a loss: status %d: %s", status, words)
 	}
 	for i, dir := range dirs {
@@ -217,10 +217,11 @@ func TestUpGivesUp(t *testing.T) {
 	for name, tt := range map[string]struct {
 		timeout string
 		kill    bool
+		status  int
 		want    []string
 	}{
-		"not Ready in time":    {"4s", false, []string{`k8s-01: phase "waiting", no API server answers; the end of its console:`, console, "--keep keeps machines", "ended the machines"}},
-		"the supervisor ended": {"1m", true, []string{"supervisor has ended; it said: nothing", "k8s-01 is off; qemu said: nothing", console, "--keep keeps machines", "the machines are not running"}},
+		"not Ready in time":    {"4s", false, statusNo, []string{`k8s-01: phase "waiting", no API server answers; the end of its console:`, console, "--keep keeps machines", "ended the machines"}},
+		"the supervisor ended": {"1m", true, statusCouldNotTell, []string{"supervisor has ended; it said: nothing", "k8s-01 is off; qemu said: nothing", console, "--keep keeps machines", "the machines are not running"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -240,7 +241,7 @@ func TestUpGivesUp(t *testing.T) {
 			}
 			cmd.Wait()
 			for _, want := range tt.want {
-				if got := cmd.ProcessState.ExitCode(); got != statusCouldNotTell || !strings.Contains(words.String(), want) {
+				if got := cmd.ProcessState.ExitCode(); got != tt.status || !strings.Contains(words.String(), want) {
 					t.Errorf("status %d, no %q in\n%s", got, want, words.String())
 				}
 			}

@@ -2,6 +2,7 @@ package local
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -36,6 +37,9 @@ type Wait struct {
 	drawn   int
 }
 
+// ErrNotReady is the error of a wait that ended otherwise.
+var ErrNotReady = errors.New("not Ready")
+
 // Ready waits until all machines are, and tells how far they are: on a terminal a
 // line for each, redrawn in place; else one for every change. It is an error when a
 // machine goes off.
@@ -54,7 +58,7 @@ func (w *Wait) Ready(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("not Ready: %s: %w", waits, ctx.Err())
+			return fmt.Errorf("%w: %s: %w", ErrNotReady, waits, ctx.Err())
 		case <-time.After(lookEvery):
 		}
 	}
@@ -64,7 +68,7 @@ func (w *Wait) Ready(ctx context.Context) error {
 func (w *Wait) round(ctx context.Context, st Status) (waits string, err error) {
 	for _, m := range st.Machines {
 		if !m.On {
-			return "", fmt.Errorf("%s went off", m.Name)
+			return "", fmt.Errorf("%w: %s went off", ErrNotReady, m.Name)
 		}
 		if s := w.look(ctx, m); s.Phase != PhaseReady {
 			waits = strings.TrimSpace(m.Name + " " + s.Phase + " " + s.Why)

@@ -131,7 +131,7 @@ func TestSet(t *testing.T) {
 	for _, pid := range need.Processes(t, filepath.Join(s.Dir, "machines/b")) {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
-	if err := ready(15 * time.Second); err == nil || err.Error() != "b went off" {
+	if err := ready(15 * time.Second); !errors.Is(err, ErrNotReady) || err.Error() != "not Ready: b went off" {
 		t.Errorf("a machine that is off: %v", err)
 	}
 	// It boots from its disk again, and who is on stays on.
