@@ -220,7 +220,7 @@ func TestUpGivesUp(t *testing.T) {
 		status  int
 		want    []string
 	}{
-		"not Ready in time":    {"4s", false, statusNo, []string{`k8s-01: phase "waiting", no API server answers; the end of its console:`, console, "--keep keeps machines", "ended the machines"}},
+		"not Ready in time":    {"10s", false, statusNo, []string{`k8s-01: phase "waiting", no API server answers; the end of its console:`, console, "--keep keeps machines", "ended the machines"}},
 		"the supervisor ended": {"1m", true, statusCouldNotTell, []string{"supervisor has ended; it said: nothing", "k8s-01 is off; qemu said: nothing", console, "--keep keeps machines", "the machines are not running"}},
 	} {
 		t.Run(name, func(t *testing.T) {
