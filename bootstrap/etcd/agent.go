@@ -364,7 +364,7 @@ func (a *Agent) observe(ctx context.Context) (s State) {
 		}
 	}
 	a.proofs = unusableBy(s.Ended) != ""
-	defer func() { s.View, s.Hears = a.askOwn(ctx, s) }()
+	defer func() { s.View, s.Alone, s.Hears = a.askOwn(ctx, s) }()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s.Answers, s.Silent = map[string]Answer{}, map[string]time.Duration{}

@@ -28,6 +28,7 @@ type State struct {
 	RunsAs  string                   // while it joins: the member that the own etcd says to be; empty: it does not say yet
 	Ended   string                   // if etcd should run and does not: its last words
 	View    *View                    // what the own etcd said of its members lately; nil: nothing
+	Alone   *View                    // without a View, since no quorum answers: what it knows by itself; only to explain
 	Hears   map[string]bool          // the IDs of those with which it is connected
 	Silent  map[string]time.Duration // by the name of the peer: since when it has not answered
 	Proving bool                     // the answers are to Question.Prove
@@ -119,16 +120,14 @@ func withData(s State) Action {
 	case !s.Running || !s.Facts.Incarnation.Started:
 		return Action{Do: Start, Why: "there is data"}
 	}
-	if rec := s.Facts.held(s.Self); rec != nil && s.View == nil {
-		if lost := lostMajority(s, *rec, s.Self); lost != nil {
-			return Action{Do: Keep, Why: majorityLost(lost, s.Self)}
-		}
-	}
 	a := Action{Do: Keep, Why: "etcd runs"}
-	if own := s.View.of(pin.Member); own != nil && !own.Learner {
-		if a.Repair, a.Note = nextStep(s); a.Note != "" {
-			a.Why += "; " + a.Note
-		}
+	if s.View == nil {
+		a.Note = s.noQuorum()
+	} else if own := s.View.of(pin.Member); own != nil && !own.Learner {
+		a.Repair, a.Note = nextStep(s)
+	}
+	if a.Note != "" {
+		a.Why += "; " + a.Note
 	}
 	a.Why += also(s)
 	return a
@@ -248,14 +247,19 @@ func joinFounded(s State, current map[string]Status) (Action, bool) {
 		return Action{}, false
 	}
 	quorum := slices.ContainsFunc(strangers, func(name string) bool { return current[name].View != nil })
+	why := "the cluster exists and does not know this machine's data: waits to be added by " + strings.Join(strangers, ", ")
 	for _, name := range strangers {
-		if rec := current[name].Record; rec != nil && !quorum {
-			if lost := lostMajority(s, *rec, name); lost != nil {
-				return Action{Do: Wait, Why: majorityLost(lost, name)}, true
-			}
+		if quorum {
+			break
+		}
+		if lost := lostMajority(s, current[name].voters(), name); lost != nil {
+			return Action{Do: Wait, Why: majorityLost(lost, name)}, true
+		}
+		if current[name].Alone != nil {
+			why += "; no quorum answers the etcd of " + name + ", which says why"
 		}
 	}
-	return Action{Do: Wait, Why: "the cluster exists and does not know this machine's data: waits to be added by " + strings.Join(strangers, ", ") + also(s)}, true
+	return Action{Do: Wait, Why: why + also(s)}, true
 }
 
 // allHold says whether every founding member holds the record, under the
@@ -372,28 +376,94 @@ func notMembers(r nodeconf.Roster) (gone []string) {
 	return gone
 }
 
-// lostMajority names the members whose data is lost, if without them the record
-// that founder has founded can have no quorum; nil otherwise. Only a blank
-// machine counts: one with data under a new incarnation was added again.
-func lostMajority(s State, rec Record, founder string) (lost []string) {
-	for _, m := range rec.Members {
+// voters are those of a member whom no quorum answers, as far as it tells.
+func (st Status) voters() []EtcdMember {
+	switch {
+	case st.Alone != nil:
+		return st.Alone.voters()
+	case st.Record != nil:
+		return st.Record.voters()
+	}
+	return nil
+}
+
+// lostMajority names those of the voters whose data is lost, if the others can be
+// no quorum; nil otherwise. Only a blank machine counts: one with data under a new
+// incarnation was added again. One of the voters is on holder, which has its data.
+func lostMajority(s State, voters []EtcdMember, holder string) (lost []string) {
+	for _, m := range voters {
 		incarnation, data := "", false
 		if m.Name == s.Self {
 			incarnation, data = s.Facts.Incarnation.ID, s.Facts.Data
-		} else if st, ok := s.answers()[m.Name]; ok && m.Name != founder {
+		} else if st, ok := s.answers()[m.Name]; ok && m.Name != holder {
 			incarnation, data = st.Incarnation, st.Data
 		}
-		if incarnation != "" && incarnation != m.Incarnation && !data {
+		if m.Incarnation != "" && incarnation != "" && incarnation != m.Incarnation && !data {
 			lost = append(lost, m.Name)
 		}
 	}
-	if len(rec.Members)-len(lost) > len(rec.Members)/2 {
+	if len(voters)-len(lost) > len(voters)/2 {
 		return nil
 	}
 	return lost
 }
 
-func majorityLost(lost []string, founder string) string {
+func majorityLost(lost []string, holder string) string {
 	return fmt.Sprintf("a majority was lost: %s were imaged again after %s had started etcd, and what they held is gone; to go on with the data of %s: kimage recover --from %s",
-		strings.Join(lost, " and "), founder, founder, founder)
+		strings.Join(lost, " and "), holder, holder, holder)
+}
+
+// noQuorum says why no quorum answers the own etcd, and what a person can do;
+// empty: nothing is known, as of an etcd that has just started, or a learner.
+func (s State) noQuorum() string {
+	var voters []EtcdMember
+	if s.Alone != nil {
+		voters = s.Alone.voters()
+	} else if rec := s.Facts.held(s.Self); rec != nil {
+		voters = rec.voters()
+	}
+	if lost := lostMajority(s, voters, s.Self); lost != nil {
+		return majorityLost(lost, s.Self)
+	}
+	if s.Alone == nil {
+		return ""
+	}
+	var down []string
+	for _, m := range voters {
+		if why := s.down(m); why != "" {
+			down = append(down, fmt.Sprintf("%s (%s)", m.Name, why))
+		}
+	}
+	switch {
+	case len(down) == 0:
+		return "no quorum has answered etcd yet; all of its voters run"
+	case len(voters)-len(down) > len(voters)/2:
+		return "no quorum has answered etcd yet; of its voters are down: " + strings.Join(down, ", ")
+	}
+	return fmt.Sprintf("etcd has no quorum, and nothing is changed: of its %d voters are down: %s; switch them on; if they are gone for good, go on with the data of %s: kimage recover --from %s",
+		len(voters), strings.Join(down, ", "), s.Self, s.Self)
+}
+
+// down says why a voter does not do its part; empty: it seems to.
+func (s State) down(m EtcdMember) string {
+	if m.ID == s.Alone.Self {
+		return ""
+	}
+	a, asked := s.Answers[m.Name]
+	st, current := s.answers()[m.Name]
+	switch {
+	case s.Hears[m.ID]:
+		return "" // its agent alone may be down
+	case asked && a.Err != "":
+		return a.Err
+	case !current:
+		return "being asked"
+	case st.Unknown != "":
+		return "says: " + st.Unknown
+	case m.Incarnation != "" && st.Incarnation != m.Incarnation, !st.Data:
+		return "its data is gone"
+	case !st.Running:
+		return "its etcd does not run"
+	}
+	return "this machine's etcd does not hear its etcd"
 }

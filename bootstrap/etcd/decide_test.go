@@ -130,3 +130,57 @@ func TestDecide(t *testing.T) {
 		})
 	}
 }
+
+// TestNoQuorumIsExplained: a runs etcd and is answered by no quorum. What it says
+// names the machines that are missing, also where members were replaced since the
+// founding, of which the record knows nothing.
+func TestNoQuorumIsExplained(t *testing.T) {
+	member := func(name string) EtcdMember {
+		return EtcdMember{ID: "id-" + name, Name: name, Incarnation: name + "7", PeerURL: "https://" + name + ":2380"}
+	}
+	learner := member("d")
+	learner.Learner = true
+	alone := &View{Cluster: "x", Self: "id-a", Members: []EtcdMember{member("a"), member("b"), member("c"), learner}}
+	runs := func(name string) Answer {
+		return Answer{Status: Status{Incarnation: name + "7", Data: true, Running: true, Member: "id-" + name}}
+	}
+	stopped := runs("b")
+	stopped.Status.Running = false
+	blank := func(incarnation string) Answer { return Answer{Status: Status{Incarnation: incarnation}} }
+	off := Answer{Err: "no route to it"}
+	for _, c := range []struct {
+		name  string
+		b, c  Answer
+		hears string
+		want  string
+	}{
+		{name: "two are off", b: off, c: off, want: "no quorum, and nothing is changed: of its 3 voters are down: b (no route to it), c (no route to it); switch them on; if they are gone for good, go on with the data of a: kimage recover --from a"},
+		{name: "one is off, the other's etcd ended", b: stopped, c: off, want: "are down: b (its etcd does not run), c (no route to it); switch them on"},
+		{name: "one is off, and one is heard of", b: off, c: runs("c"), hears: "id-c", want: "yet; of its voters are down: b (no route to it)"},
+		{name: "an agent is off", b: off, c: runs("c"), hears: "id-b id-c", want: "yet; all of its voters run"},
+		{name: "etcds do not hear each other", b: runs("b"), c: runs("c"), want: "b (this machine's etcd does not hear its etcd), c"},
+		{name: "two were imaged again", b: blank("b8"), c: blank("c8"), want: "a majority was lost: b and c were imaged again after a"},
+		{name: "one was imaged again, one is off", b: blank("b8"), c: off, want: "b (its data is gone), c (no route to it); switch them on"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := State{Self: "a", Roster: nodeconf.Roster{Generation: 1}, Running: true, Alone: alone, Answers: map[string]Answer{"b": c.b, "c": c.c}, Hears: map[string]bool{},
+				Facts: Facts{Data: true, Incarnation: Incarnation{ID: "a7", Started: true}, Cluster: Cluster{ID: "x", Generation: 1, Incarnation: "a7", Member: "id-a", Added: 9}}}
+			for _, id := range strings.Fields(c.hears) {
+				s.Hears[id] = true
+			}
+			if a := Decide(s); a.Do != Keep || !strings.Contains(a.Note, c.want) || !strings.Contains(a.Why, c.want) {
+				t.Errorf("got %s, note %q, why %q", a.Do, a.Note, a.Why)
+			}
+		})
+	}
+	// The blank machines say so, too.
+	s := State{Self: "b", Roster: nodeconf.Roster{Generation: 1, Founding: []string{"a", "b", "c"}, Members: []nodeconf.Member{{Name: "b"}}}, Facts: Facts{Incarnation: Incarnation{ID: "b8"}},
+		Answers: map[string]Answer{"c": blank("c8"), "a": {Status: Status{Incarnation: "a7", Data: true, Generation: 1, Cluster: "x", Alone: alone}}}}
+	if a := Decide(s); a.Do != Wait || !strings.Contains(a.Why, "a majority was lost: b and c") {
+		t.Errorf("got %s: %s", a.Do, a.Why)
+	}
+	s.Answers["c"] = off
+	if a := Decide(s); a.Do != Wait || !strings.Contains(a.Why, "waits to be added by a; no quorum answers the etcd of a, which says why") {
+		t.Errorf("got %s: %s", a.Do, a.Why)
+	}
+}

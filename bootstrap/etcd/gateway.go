@@ -103,10 +103,15 @@ type etcdHeader struct {
 	Revision int64  `json:"revision,string"`
 }
 
-// view reads the register and then the members, each from a quorum. In this
-// order: who is registered at the view's revision and not among its members
-// was removed.
-func (g *gateway) view(ctx context.Context) (View, error) {
+// view reads from a quorum.
+func (g *gateway) view(ctx context.Context) (View, error) { return g.read(ctx, false) }
+
+// known reads what the own etcd has.
+func (g *gateway) known(ctx context.Context) (View, error) { return g.read(ctx, true) }
+
+// read reads the register and then the members. In this order: who is registered
+// at the view's revision and not among its members was removed.
+func (g *gateway) read(ctx context.Context, alone bool) (View, error) {
 	var reg struct {
 		Header etcdHeader
 		KVs    []struct {
@@ -116,14 +121,14 @@ func (g *gateway) view(ctx context.Context) (View, error) {
 	}
 	end := []byte(registerPrefix)
 	end[len(end)-1]++
-	if err := g.call(ctx, "/v3/kv/range", map[string]any{"key": []byte(registerPrefix), "range_end": end}, &reg); err != nil {
+	if err := g.call(ctx, "/v3/kv/range", map[string]any{"key": []byte(registerPrefix), "range_end": end, "serializable": alone}, &reg); err != nil {
 		return View{}, err
 	}
 	var list struct {
 		Header  etcdHeader
 		Members []etcdMember
 	}
-	if err := g.call(ctx, "/v3/cluster/member/list", map[string]any{"linearizable": true}, &list); err != nil {
+	if err := g.call(ctx, "/v3/cluster/member/list", map[string]any{"linearizable": !alone}, &list); err != nil {
 		return View{}, err
 	}
 	v := View{Cluster: hexID(list.Header.Cluster), Self: hexID(list.Header.Member), Revision: reg.Header.Revision}

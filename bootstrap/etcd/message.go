@@ -37,5 +37,6 @@ type Status struct {
 	Running bool      `json:"running,omitempty"` // its etcd's process runs
 	Serves  bool      `json:"serves,omitempty"`  // to Prove: a quorum has answered its etcd since the question
 	View    *View     `json:"view,omitempty"`    // what its etcd last said of the members
+	Alone   *View     `json:"alone,omitempty"`   // without a View, since no quorum answers: what its etcd knows by itself; only to explain
 	Time    time.Time `json:"time,omitzero"`     // its clock
 }

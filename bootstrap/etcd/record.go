@@ -74,6 +74,14 @@ func (r Record) peerURL(name string) string {
 	return ""
 }
 
+// voters are the members of the cluster that was founded.
+func (r Record) voters() (all []EtcdMember) {
+	for _, m := range r.Members {
+		all = append(all, EtcdMember{ID: hexID(r.MemberID(m.Name)), Name: m.Name, Incarnation: m.Incarnation, PeerURL: m.PeerURL})
+	}
+	return all
+}
+
 // names says whether the record names this incarnation of the member.
 func (r Record) names(name, incarnation string) bool {
 	return incarnation != "" && r.incarnation(name) == incarnation

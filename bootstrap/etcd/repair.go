@@ -44,6 +44,16 @@ func (v *View) of(id string) *EtcdMember {
 	return nil
 }
 
+// voters are those of the members that vote.
+func (v *View) voters() (all []EtcdMember) {
+	for _, m := range v.Members {
+		if !m.Learner {
+			all = append(all, m)
+		}
+	}
+	return all
+}
+
 // StepVerb is one kind of change that repair makes.
 type StepVerb string
 
@@ -64,6 +74,7 @@ type Step struct {
 // without needs a quorum.
 type ownEtcd interface {
 	view(ctx context.Context) (View, error)
+	known(ctx context.Context) (View, error)            // by itself, which may be old; needs no quorum
 	self(ctx context.Context) (id string, err error)    // of a learner too; needs no quorum
 	hears(ctx context.Context) (map[string]bool, error) // by ID; needs no quorum
 	lock(ctx context.Context, name string) (release func(), err error)

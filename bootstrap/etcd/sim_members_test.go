@@ -69,6 +69,22 @@ func (e *simMembers) view(context.Context) (View, error) {
 	return v, nil
 }
 
+func (e *simMembers) known(context.Context) (View, error) {
+	if !e.m.etcd || e.m.data == nil {
+		return View{}, errors.New("etcd does not run")
+	}
+	c := e.r.clusters[hexID(e.m.data.cluster)]
+	v := View{Cluster: c.id, Self: hexID(e.m.data.member)}
+	for _, m := range c.configs[e.m.data.config] {
+		reg := c.register[m.id]
+		v.Members = append(v.Members, EtcdMember{ID: m.id, Name: reg.Name, Incarnation: reg.Incarnation, PeerURL: m.url, Learner: m.learner, Started: m.started})
+		if m.id == v.Self && m.learner {
+			return View{}, errors.New("rpc not supported for learner")
+		}
+	}
+	return v, nil
+}
+
 func (e *simMembers) self(context.Context) (string, error) {
 	if !e.m.etcd || e.m.data == nil || e.s.faults && e.s.r.IntN(2) == 0 {
 		return "", errors.New("etcd does not answer yet")
@@ -86,11 +102,13 @@ func (m *simMachine) runs(c *simCluster, id string) bool {
 }
 
 func (e *simMembers) hears(context.Context) (map[string]bool, error) {
-	c, err := e.at()
-	if err != nil {
-		return nil, err
+	if e.s.events(1); e.m.life != e.life {
+		panic(died{})
 	}
-	all := map[string]bool{}
+	if !e.m.etcd || e.m.data == nil {
+		return nil, errors.New("etcd does not run")
+	}
+	c, all := e.r.clusters[hexID(e.m.data.cluster)], map[string]bool{}
 	for _, m := range c.members() {
 		for _, o := range e.s.machines {
 			if o.runs(c, m.id) && !e.s.cut[e.m.name+o.name] && !e.s.cut[o.name+e.m.name] {

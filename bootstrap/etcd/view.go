@@ -19,6 +19,7 @@ type viewCache struct {
 	mu    sync.Mutex
 	view  *View
 	hears map[string]bool
+	alone *View  // without a view: what the own etcd knows by itself
 	of    string // what the machines looked like
 	at    time.Time
 	known []EtcdMember // of the last view that there was
@@ -30,13 +31,19 @@ const viewAge = time.Minute
 func (c *viewCache) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.view = nil
+	c.view, c.alone = nil, nil
 }
 
 func (c *viewCache) last() *View {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.view
+}
+
+func (c *viewCache) withoutQuorum() *View {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.alone
 }
 
 // members are those of the last view, also after it was forgotten: they are asked.
@@ -49,12 +56,13 @@ func (c *viewCache) members() []EtcdMember {
 // View is what the own etcd last said of the members; nil: it is not known.
 func (a *Agent) View() *View { return a.view.last() }
 
-// askOwn asks the own etcd of a member with data, or remembers what it said.
-func (a *Agent) askOwn(ctx context.Context, s State) (*View, map[string]bool) {
+// askOwn asks the own etcd of a member with data, or remembers what it said. If
+// no quorum answers it, what it knows by itself is in alone.
+func (a *Agent) askOwn(ctx context.Context, s State) (view, alone *View, heard map[string]bool) {
 	c := a.view
 	if a.etcd == nil || s.Unknown != "" || !s.Running || !s.Facts.Data {
 		c.forget()
-		return nil, nil
+		return nil, nil, nil
 	}
 	c.mu.Lock()
 	s.View, s.Hears = c.view, c.hears
@@ -63,22 +71,29 @@ func (a *Agent) askOwn(ctx context.Context, s State) (*View, map[string]bool) {
 	c.mu.Unlock()
 	if s.View != nil && fresh && same {
 		if step, why := nextStep(s); step.Do == "" && why == "" {
-			return s.View, s.Hears
+			return s.View, nil, s.Hears
 		}
 	}
 	v, err := a.etcd.view(ctx)
-	var hears map[string]bool
 	if err == nil {
-		hears, err = a.etcd.hears(ctx)
+		view = &v
+	} else if v, err = a.etcd.known(ctx); err == nil { // a learner knows nothing, and one that has just started
+		for i, m := range v.Members {
+			v.Members[i].Name, v.Members[i].Incarnation = s.owner(m)
+		}
+		alone = &v
+	}
+	if err == nil {
+		heard, err = a.etcd.hears(ctx)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.view, c.hears, c.of, c.at = nil, nil, of, c.now()
+	c.view, c.alone, c.hears, c.of, c.at = nil, nil, nil, of, c.now()
 	if err != nil {
-		return nil, nil // a learner, or no quorum
+		return nil, nil, nil
 	}
-	c.view, c.hears, c.known = &v, hears, v.Members
-	return c.view, c.hears
+	c.view, c.alone, c.hears, c.known = view, alone, heard, v.Members
+	return view, alone, heard
 }
 
 // looks is what repair would see differently if it changed.
@@ -110,5 +125,5 @@ func (a *Agent) live(ctx context.Context, st *Status, prove bool) {
 			return
 		}
 	}
-	st.View = a.view.last()
+	st.View, st.Alone = a.view.last(), a.view.withoutQuorum()
 }
