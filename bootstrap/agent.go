@@ -210,27 +210,37 @@ func (a *Agent) newEtcd(ctx context.Context) (*etcd.Agent, error) {
 				}
 			}
 			keeps = act.Do == etcd.Keep
-			switch act.Do {
-			case etcd.Stop:
-				a.phase.set(partEtcd, PhaseStopped, act.Why)
-			case etcd.Keep:
-				if only {
-					a.clock.looked("")
-					a.ready(ctx, partEtcd, act.Note)
-				} else {
-					a.phase.set(partEtcd, "", act.Note)
+			says := etcdSays(act, only, joined())
+			if only && act.Do != etcd.Stop {
+				awaits := kube.AwaitsEtcd
+				if keeps {
+					awaits = ""
 				}
-			default:
-				if only {
-					a.clock.looked(kube.AwaitsEtcd)
-				}
-				if only || !joined() {
-					a.phase.set(partEtcd, PhaseEtcd, act.Why)
-				} else {
-					a.phase.set(partEtcd, "", "")
-				}
+				a.clock.looked(awaits)
+			}
+			if says.phase == PhaseReady {
+				a.ready(ctx, partEtcd, says.why)
+			} else {
+				a.phase.set(partEtcd, says.phase, says.why)
 			}
 		}})
+}
+
+// etcdSays is what etcd's agent has to say of the phase, on a machine that is only
+// an etcd member or a Node that has joined or not. The phase of one that has is
+// the kubelet's: why etcd does not run, or what it lacks, is told beside it.
+func etcdSays(act etcd.Action, only, joined bool) saying {
+	switch {
+	case act.Do == etcd.Stop:
+		return saying{PhaseStopped, act.Why}
+	case act.Do == etcd.Keep && only:
+		return saying{PhaseReady, act.Note}
+	case act.Do == etcd.Keep:
+		return saying{why: act.Note}
+	case only || !joined:
+		return saying{PhaseEtcd, act.Why}
+	}
+	return saying{why: "etcd: " + act.Why}
 }
 
 func joined() bool { return exists("/etc/kubernetes/kubelet.conf") }
