@@ -37,6 +37,7 @@ type Config struct {
 	Interval  time.Duration // between looks while something is awaited; 0: a second
 	Settled   time.Duration // between looks while etcd runs; 0: ten seconds
 	Timeout   time.Duration // of one question; 0: five seconds
+	Count     time.Duration // how old a copy of the disk may be and not be noticed; 0: ten minutes
 
 	// Mounted says why State must not be believed; no error: KIMAGE is mounted there.
 	Mounted func() error
@@ -58,16 +59,17 @@ type Config struct {
 
 // Agent founds etcd on one machine and keeps its data and its roster.
 type Agent struct {
-	cfg    Config
-	member *member
-	trust  *trust
-	proofs bool    // the others are to prove a quorum, because the own etcd does not run
-	etcd   ownEtcd // the own one; nil: it is not asked, and repairs nothing
-	view   *viewCache
-	survey func(ctx context.Context, prove bool) // asks all other members
-	ask    func(context.Context, nodeconf.Member, Question) (Status, error)
-	make   func(context.Context, Record) (string, error)
-	woken  chan struct{}
+	cfg     Config
+	member  *member
+	trust   *trust
+	counted time.Time // when it counted last; zero: not yet
+	proofs  bool      // the others are to prove a quorum, because the own etcd does not run
+	etcd    ownEtcd   // the own one; nil: it is not asked, and repairs nothing
+	view    *viewCache
+	survey  func(ctx context.Context, prove bool) // asks all other members
+	ask     func(context.Context, nodeconf.Member, Question) (Status, error)
+	make    func(context.Context, Record) (string, error)
+	woken   chan struct{}
 
 	mu      sync.Mutex
 	answers map[string]Answer
@@ -122,6 +124,7 @@ func newAgent(cfg Config, d disk) *Agent {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	fill(&cfg.Count, 10*time.Minute)
 	a := &Agent{
 		cfg: cfg,
 		member: &member{name: cfg.Name, uid: cfg.Cluster.UID, disk: d,
@@ -154,10 +157,8 @@ func (a *Agent) Run(ctx context.Context) error {
 		served <- server.Serve(tls.NewListener(ln, a.trust.config(x509.ExtKeyUsageClientAuth, func(string) error { return nil })))
 	}()
 	defer server.Close()
-	for counted := false; ; {
-		if !counted {
-			counted = a.member.count() == nil
-		}
+	for {
+		a.count()
 		act := a.round(ctx)
 		pause := a.cfg.Interval
 		switch act.Do {
@@ -174,6 +175,14 @@ func (a *Agent) Run(ctx context.Context) error {
 		case <-a.woken:
 		case <-time.After(pause):
 		}
+	}
+}
+
+// count counts up at each start, and now and then while it runs.
+func (a *Agent) count() {
+	now := a.cfg.Now()
+	if (a.counted.IsZero() || now.Sub(a.counted) >= a.cfg.Count) && a.member.count() == nil {
+		a.counted = now
 	}
 }
 
@@ -296,7 +305,7 @@ func (a *Agent) hear(name string, answer Answer) {
 	if answer.Status.Roster != nil {
 		a.offer(*answer.Status.Roster)
 	}
-	count := Count{answer.Status.Incarnation, answer.Status.Counter}
+	count := Count{answer.Status.Incarnation, answer.Status.Counter, answer.Status.Tag}
 	a.mu.Lock()
 	known := answer.Err != "" || a.counts[name] == count
 	a.mu.Unlock()
@@ -304,7 +313,7 @@ func (a *Agent) hear(name string, answer Answer) {
 		return
 	}
 	if err := a.member.heard(name, count); err != nil {
-		a.cfg.Logf("etcd: noting how often %s has started: %v", name, err)
+		a.cfg.Logf("etcd: noting how far %s has counted: %v", name, err)
 		return
 	}
 	a.mu.Lock()

@@ -31,6 +31,7 @@ type chaosNode struct {
 	Roster        nodeconf.SignedRoster
 	Etcd, Etcdutl string
 	Settled       time.Duration // 0: 300 ms
+	Count         time.Duration // 0: as on a node
 	Death         *death        // nil: none is arranged
 }
 
@@ -70,7 +71,7 @@ func (n chaosNode) run(ctx context.Context) error {
 	a, err := New(Config{
 		Name: n.Name, Address: n.Address, Cluster: n.Cluster, Roster: n.Roster, State: n.state(), PKI: filepath.Join(n.Dir, "pki"), Etcdutl: n.Etcdutl,
 		Heartbeat: 200 * time.Millisecond, Election: 2 * time.Second,
-		Interval: 100 * time.Millisecond, Settled: cmp.Or(n.Settled, 300*time.Millisecond), Timeout: time.Second,
+		Interval: 100 * time.Millisecond, Settled: cmp.Or(n.Settled, 300*time.Millisecond), Timeout: time.Second, Count: n.Count,
 		Mounted: func() error {
 			if _, err := os.Stat(filepath.Join(n.disk(), isKIMAGE)); err != nil {
 				return errors.New("KIMAGE is not mounted")

@@ -109,11 +109,23 @@ func (c *chaos) lose() (then func()) {
 		old := filepath.Join(m.Dir, "old")
 		c.must(exec.Command("cp", "-a", m.disk(), old).Run())
 		c.boot(m)
+		c.must(os.Remove(filepath.Join(m.Dir, "said")))
 		for end := time.Now().Add(time.Minute); !strings.HasPrefix(m.said(), string(Keep)) && time.Now().Before(end); {
 			c.wait(100 * time.Millisecond)
 		}
+		served := strings.HasPrefix(m.said(), string(Keep))
 		c.wait(2 * time.Second) // in which it is asked, and writes come
 		off()
+		noticed := func() int {
+			log, _ := os.ReadFile(filepath.Join(m.Dir, "agent.log"))
+			return strings.Count(string(log), string(SetAside)+": "+oldDisk)
+		}
+		before := noticed()
+		then = func() {
+			if served && noticed() == before { // it served, so others have heard of it
+				c.t.Errorf("an older copy of the disk of %s was put back, and nobody noticed", m.Name)
+			}
+		}
 		c.must(os.RemoveAll(m.disk()))
 		c.must(os.Rename(old, m.disk()))
 	default:

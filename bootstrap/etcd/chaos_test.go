@@ -370,6 +370,10 @@ func schedules(t *testing.T, machines int, run func(*chaos)) {
 			t.Parallel()
 			c := newChaos(t, seed, built, machines)
 			t.Cleanup(func() { c.explain(seed) })
+			for _, m := range c.machines {
+				m.Count = 2 * time.Second
+				c.tell(m)
+			}
 			run(c)
 		})
 	}

@@ -50,18 +50,24 @@ func corrupt(s State) Action {
 	return Action{Do: Wait, Why: fmt.Sprintf("etcd cannot use its data any more (%s), and nobody proves a quorum without it: nothing is changed; start the other members, or if they are lost: kimage recover", line)}
 }
 
+const oldDisk = "an older copy of this disk was put back"
+
 // Count is the highest counter that was heard of a machine's incarnation.
 type Count struct {
 	Incarnation string `json:"incarnation"`
 	Counter     uint64 `json:"counter"`
+	Tag         string `json:"tag,omitempty"`
 }
 
-// rolledBack says who has heard a higher count of this very incarnation: the
-// disk is an older copy, and what was acknowledged since is not on it.
+// rolledBack says who has heard a count of this very incarnation that this disk
+// has not made: the disk is an older copy, and what was acknowledged since is not
+// on it.
 func (s State) rolledBack() string {
 	own := s.Facts.Incarnation
 	for _, name := range slices.Sorted(maps.Keys(s.Answers)) {
-		if c := s.Answers[name].Status.Heard[s.Self]; own.ID != "" && c.Incarnation == own.ID && c.Counter > own.Counter {
+		c := s.Answers[name].Status.Heard[s.Self]
+		made := own.tag(c.Counter)
+		if own.ID != "" && c.Incarnation == own.ID && (c.Counter > own.Counter || made != "" && c.Tag != "" && made != c.Tag) {
 			return name
 		}
 	}

@@ -88,9 +88,9 @@ func Decide(s State) Action {
 	case own.ID == "" && !s.Facts.Data:
 		return Action{Do: Renew, Why: "this machine has no data"}
 	case s.rolledBack() != "" && s.Facts.Data:
-		return Action{Do: SetAside, Why: fmt.Sprintf("an older copy of this disk was put back: %s has heard of a later state of it", s.rolledBack())}
+		return Action{Do: SetAside, Why: fmt.Sprintf("%s: %s has heard of another state of it", oldDisk, s.rolledBack())}
 	case s.rolledBack() != "":
-		return Action{Do: Renew, Why: fmt.Sprintf("an older copy of this disk was put back: %s has heard of a later state of it", s.rolledBack())}
+		return Action{Do: Renew, Why: fmt.Sprintf("%s: %s has heard of another state of it", oldDisk, s.rolledBack())}
 	case s.Facts.lost():
 		return Action{Do: Renew, Why: "this machine's data is gone: it comes back as another member"}
 	case s.Facts.joining():

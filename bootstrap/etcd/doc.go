@@ -88,8 +88,10 @@
 //
 // Data that etcd cannot read counts as lost only by words of etcd's own
 // (unusable), and when another has read from a quorum meanwhile. It is set aside,
-// never deleted. A machine of which others have heard a later state, by the count
-// of its starts, has an older copy of its disk, and sets its data aside as well.
+// never deleted. An agent counts its starts, and every ten minutes, and gives each
+// count a random tag. A machine of which others have heard a count that is not on
+// its disk has an older copy of it, and sets its data aside as well. What was put
+// back within ten minutes and without a start between is not noticed.
 //
 // # What it does not do
 //

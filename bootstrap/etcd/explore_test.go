@@ -157,7 +157,8 @@ func (w *world) next() (all []*world) {
 				ms[i].agent.apply(ctx, d.state, d.act)
 			})
 		} else if s := m.agent.observe(ctx); true {
-			if act := Decide(s); act.Do != Wait && act.Do != Keep && act.Do != Propose && act.Do != Stop {
+			act := Decide(s)
+			if w.noOldDisk(act); act.Do != Wait && act.Do != Keep && act.Do != Propose && act.Do != Stop {
 				event(m.name+" decides "+string(act.Do), func(c *world, ms []*simMachine) {
 					if c.decided[m.name] = (&decision{s, act}); !*exploreSplit {
 						c.decided[m.name] = nil

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
@@ -30,6 +31,28 @@ type Incarnation struct {
 	Node       string `json:"node"`
 	Started    bool   `json:"started"` // etcd was started on its data: if the data is gone, it is lost
 	Counter    uint64 `json:"counter"` // only ever counts up, to tell an older copy of the disk
+	// Random, one for each of the last counts, the newest last: what is counted
+	// after an older copy was put back are other counts, also where they are as high.
+	Tags []string `json:"tags,omitempty"`
+}
+
+// keptTags is how many counts an agent can make unheard, and another still tells
+// them from those of an older copy.
+const keptTags = 64
+
+// counted is the incarnation after one more count.
+func (i Incarnation) counted(tag string) Incarnation {
+	i.Counter++
+	i.Tags = append(slices.Clone(i.Tags[max(0, len(i.Tags)-keptTags+1):]), tag[:min(len(tag), 8)])
+	return i
+}
+
+// tag is that of a count; empty: it is not known any more, or not yet.
+func (i Incarnation) tag(counter uint64) string {
+	if back := i.Counter - counter; counter <= i.Counter && back < uint64(len(i.Tags)) {
+		return i.Tags[len(i.Tags)-1-int(back)]
+	}
+	return ""
 }
 
 // Cluster says what the data belongs to. It is written before the data has its

@@ -16,7 +16,7 @@ type member struct {
 	name   string
 	uid    string // of the cluster
 	open   func(nodeconf.SignedRoster) (nodeconf.Roster, error)
-	random func() string // a new incarnation
+	random func() string // a new incarnation, or tag of a count
 	disk   disk
 
 	mu     sync.Mutex // facts are read, told and written under it
@@ -59,7 +59,8 @@ func (m *member) status() Status { return m.observe().tell(m.uid) }
 
 // tell makes the status of a member's own part of a state.
 func (s State) tell(uid string) Status {
-	st := Status{ClusterUID: uid, Name: s.Self, Unknown: s.Unknown, Digest: s.Digest, Roster: s.Facts.Roster, Counter: s.Facts.Incarnation.Counter, Heard: s.Facts.Heard}
+	st := Status{ClusterUID: uid, Name: s.Self, Unknown: s.Unknown, Digest: s.Digest, Roster: s.Facts.Roster,
+		Counter: s.Facts.Incarnation.Counter, Tag: s.Facts.Incarnation.tag(s.Facts.Incarnation.Counter), Heard: s.Facts.Heard}
 	if s.Unknown != "" || s.Facts.lost() {
 		return st
 	}
@@ -143,7 +144,8 @@ func (m *member) renew(s State) error {
 		if now.Facts.Data {
 			return errMoved
 		}
-		return m.write(incarnationFile, Incarnation{ID: m.random(), ClusterUID: m.uid, Node: m.name, Counter: now.Facts.Incarnation.Counter + 1})
+		fresh := Incarnation{ID: m.random(), ClusterUID: m.uid, Node: m.name, Counter: now.Facts.Incarnation.Counter}
+		return m.write(incarnationFile, fresh.counted(m.random()))
 	})
 }
 
@@ -214,8 +216,7 @@ func (m *member) started(s State) error {
 			return errMoved
 		case !own.Started:
 			own.Started = true
-			own.Counter++
-			return m.write(incarnationFile, own)
+			return m.write(incarnationFile, own.counted(m.random()))
 		}
 		return nil
 	})
@@ -235,8 +236,7 @@ func (m *member) setAside(s State) error {
 			return err
 		}
 		own.Started = true // even if it was not: its name is not used again
-		own.Counter++
-		if err := m.write(incarnationFile, own); err != nil {
+		if err := m.write(incarnationFile, own.counted(m.random())); err != nil {
 			return err
 		}
 		if !now.Facts.joining() {
@@ -251,7 +251,7 @@ func (m *member) setAside(s State) error {
 	})
 }
 
-// heard remembers how far others have counted. No answer depends on it, so it
+// heard remembers how far others have counted: of counts as high, the first. No answer depends on it, so it
 // is no write in the sense of State.Writes.
 func (m *member) heard(name string, c Count) error {
 	m.mu.Lock()
@@ -268,7 +268,8 @@ func (m *member) heard(name string, c Count) error {
 	return m.disk.save(heardFile, all)
 }
 
-// count raises the counter, once for each run of the agent.
+// count raises the counter. It is on the disk before anybody is told of it, so
+// that a kill leaves at most a count of which nobody has heard.
 func (m *member) count() error {
 	s := m.observe()
 	if s.Unknown != "" {
@@ -278,8 +279,6 @@ func (m *member) count() error {
 		return nil // the first one will count
 	}
 	return m.change(s, func(now State) error {
-		own := now.Facts.Incarnation
-		own.Counter++
-		return m.write(incarnationFile, own)
+		return m.write(incarnationFile, now.Facts.Incarnation.counted(m.random()))
 	})
 }

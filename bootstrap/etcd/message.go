@@ -25,6 +25,7 @@ type Status struct {
 	Unknown     string                 `json:"unknown,omitempty"`     // why it can tell nothing of its data
 	Incarnation string                 `json:"incarnation,omitempty"` // empty: none yet
 	Counter     uint64                 `json:"counter"`
+	Tag         string                 `json:"tag,omitempty"`        // of that count
 	Data        bool                   `json:"data"`                 // it has data under the incarnation
 	Generation  int                    `json:"generation,omitempty"` // of the data
 	Cluster     string                 `json:"cluster,omitempty"`    // etcd's cluster ID of the data

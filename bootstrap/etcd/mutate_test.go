@@ -79,6 +79,12 @@ func TestMutationsAreCaught(t *testing.T) {
 			{"decide.go", "s.silent(s.Roster.Left, current)", "\"\""},
 			{"agent.go", "if !s.Facts.Data {", "if false {"},
 		}, "TestRepairSchedules", "S1: "},
+		{"counts of a disk and of its copy are the same", []edit{
+			{"corrupt.go", "made != \"\" && c.Tag", "made == \"none\" && c.Tag"},
+		}, "TestOldDiskIsNoticed", "after a start"},
+		{"an agent counts only its starts", []edit{
+			{"agent.go", " || now.Sub(a.counted) >= a.cfg.Count", ""},
+		}, "TestOldDiskIsNoticed", "after ten minutes"},
 		{"started as a new cluster", []edit{
 			{"launch.go", "\"--initial-cluster-state=existing\"", "\"--initial-cluster-state=new\""},
 		}, "TestSchedules", "as a new cluster"},

@@ -138,19 +138,75 @@ func TestCorruptIsLostOnProof(t *testing.T) {
 // TestRolledBackDisk: an older copy of a disk is not used once somebody has heard
 // of a later state of it.
 func TestRolledBackDisk(t *testing.T) {
-	heard := func(incarnation string, counter uint64) map[string]Answer {
-		return map[string]Answer{"a": {Status: Status{Heard: map[string]Count{"b": {incarnation, counter}}}}}
+	heard := func(incarnation string, counter uint64, tag string) map[string]Answer {
+		return map[string]Answer{"a": {Status: Status{Heard: map[string]Count{"b": {incarnation, counter, tag}}}}}
 	}
-	s := State{Self: "b", Facts: Facts{Incarnation: Incarnation{ID: "b1", Counter: 3, Started: true}, Data: true, Cluster: Cluster{ID: "x", Incarnation: "b1", Generation: 1}}, Roster: nodeconf.Roster{Generation: 1}}
+	s := State{Self: "b", Facts: Facts{Incarnation: Incarnation{ID: "b1", Counter: 3, Tags: []string{"two", "three"}, Started: true}, Data: true, Cluster: Cluster{ID: "x", Incarnation: "b1", Generation: 1}}, Roster: nodeconf.Roster{Generation: 1}}
 	for _, c := range []struct {
 		incarnation string
 		counter     uint64
+		tag         string
 		data        bool
 		do          Verb
-	}{{"b1", 3, true, Start}, {"b0", 9, true, Start}, {"b1", 4, true, SetAside}, {"b1", 4, false, Renew}} {
-		s.Answers, s.Facts.Data, s.Facts.Incarnation.Started = heard(c.incarnation, c.counter), c.data, c.data
+	}{
+		{"b1", 3, "three", true, Start}, {"b1", 3, "", true, Start}, {"b0", 9, "nine", true, Start}, {"b1", 2, "two", true, Start}, {"b1", 1, "one", true, Start},
+		{"b1", 4, "four", true, SetAside}, {"b1", 4, "four", false, Renew}, {"b1", 3, "3", true, SetAside}, {"b1", 2, "2", true, SetAside}, {"b1", 3, "3", false, Renew},
+	} {
+		s.Answers, s.Facts.Data, s.Facts.Incarnation.Started = heard(c.incarnation, c.counter, c.tag), c.data, c.data
 		if a := Decide(s); a.Do != c.do {
 			t.Errorf("%+v: %s: %s", c, a.Do, a.Why)
+		}
+	}
+}
+
+// TestOldDiskIsNoticed puts a copy of a disk back under a founded cluster of three
+// whose others have heard a count since: that of a start, or of the time that has
+// passed. The machine may start a few times before it hears of the others.
+func TestOldDiskIsNoticed(t *testing.T) {
+	for _, since := range []string{"a start", "ten minutes", "two starts"} {
+		for unheard := range 5 {
+			s := newSim(t, 1, 3)
+			s.repair = &simRepair{clusters: map[string]*simCluster{}, clock: time.Unix(1e9, 0), next: 1 << 32}
+			s.faults, s.oldDisks = false, true
+			all := func() {
+				for _, m := range s.machines {
+					s.step(m)
+				}
+			}
+			starts := func(m *simMachine) {
+				s.crash(m)
+				s.boot(m)
+				all()
+			}
+			s.calm()
+			m := s.machines[1]
+			facts, data := m.facts, *m.data
+			all()
+			switch since {
+			case "a start":
+				starts(m)
+			case "ten minutes":
+				s.repair.clock = s.repair.clock.Add(11 * time.Minute)
+				all()
+			case "two starts":
+				starts(m)
+				starts(m)
+			}
+			all()
+			s.crash(m)
+			m.facts, m.data, m.etcd = facts, &data, false
+			for range unheard {
+				s.boot(m)
+				m.agent.count()
+				s.crash(m)
+			}
+			s.boot(m)
+			for range 3 { // it is set aside, and comes back as another
+				s.step(m)
+			}
+			if m.data != nil || m.facts.Incarnation.ID == data.dir || s.failed != "" {
+				t.Errorf("after %s, and %d starts: data %v, incarnation %s of %s, %s; last: %s", since, unheard, m.data, m.facts.Incarnation.ID, data.dir, s.failed, m.said.Why)
+			}
 		}
 	}
 }

@@ -152,6 +152,7 @@ type sim struct {
 	images       int               // re-imagings left
 	depth        int
 	faults       bool
+	oldDisks     bool       // older copies of disks are put back
 	repair       *simRepair // nil: only founding
 	failed       string
 	trace        []string
@@ -370,6 +371,7 @@ func (s *sim) step(m *simMachine) {
 		}
 	}()
 	ctx := context.Background()
+	m.agent.count()
 	own := m.agent.member.observe()
 	for _, peer := range m.agent.peers(own) {
 		if !s.faults || s.r.IntN(3) < s.eager {
@@ -380,12 +382,22 @@ func (s *sim) step(m *simMachine) {
 	state := agent.observe(ctx)
 	act := Decide(state)
 	agent.report(act)
+	if s.noOldDisk(act); s.failed != "" {
+		return
+	}
 	s.events(1)
 	if m.life != life {
 		panic(died{})
 	}
 	err := agent.apply(ctx, state, act)
 	s.log("%s: %s (%s) %v %.6s", m.name, act.Do, act.Why, err, act.Record.Token())
+}
+
+// noOldDisk: nobody has put an older copy of a disk back.
+func (s *sim) noOldDisk(act Action) {
+	if strings.Contains(act.Why, oldDisk) && !s.oldDisks {
+		s.fail("no disk was put back, and: %s", act.Why)
+	}
 }
 
 // run runs the schedule and returns what went wrong.
