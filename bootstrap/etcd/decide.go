@@ -157,6 +157,9 @@ func joining(s State) Action {
 	case s.Facts.Incarnation.Started:
 		return Action{Do: SetAside, Why: "etcd ended before it had joined: this machine comes back as another member"}
 	}
+	if why, stop := peer.JudgeClocks(s.clocks()); stop {
+		return Action{Do: Stop, Why: why}
+	}
 	now := s.added(s.answers())
 	switch {
 	case now == nil:
@@ -172,17 +175,18 @@ func joining(s State) Action {
 
 // withoutData is for a machine that may become a member.
 func withoutData(s State) Action {
-	if now := s.added(s.answers()); now != nil {
-		return Action{Do: Join, Why: "this machine was added", Cluster: *now}
-	}
-	if !slices.ContainsFunc(s.Roster.Members, func(m nodeconf.Member) bool { return m.Name == s.Self }) {
+	now := s.added(s.answers())
+	if now == nil && !slices.ContainsFunc(s.Roster.Members, func(m nodeconf.Member) bool { return m.Name == s.Self }) {
 		return Action{Do: Wait, Why: "this machine is no etcd member by the newest roster: it can be switched off" + also(s)}
-	}
-	if !slices.Contains(s.Roster.Founding, s.Self) {
-		return Action{Do: Wait, Why: "not a founding member: waits to be added by the others" + also(s)}
 	}
 	if why, stop := peer.JudgeClocks(s.clocks()); stop {
 		return Action{Do: Stop, Why: why}
+	}
+	if now != nil {
+		return Action{Do: Join, Why: "this machine was added", Cluster: *now}
+	}
+	if !slices.Contains(s.Roster.Founding, s.Self) {
+		return Action{Do: Wait, Why: "not a founding member: waits to be added by the others" + also(s)}
 	}
 	current := s.answers()
 	if a, done := joinFounded(s, current); done {

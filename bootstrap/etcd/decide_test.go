@@ -3,6 +3,7 @@ package etcd
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kimage-project/kimage/bootstrap/nodeconf"
 )
@@ -183,4 +184,34 @@ func TestNoQuorumIsExplained(t *testing.T) {
 	if a := Decide(s); a.Do != Wait || !strings.Contains(a.Why, "waits to be added by a; no quorum answers the etcd of a, which says why") {
 		t.Errorf("got %s: %s", a.Do, a.Why)
 	}
+}
+
+// TestWrongClockDoesNotJoin: a blank machine whose clock is off stops, whether it
+// has been added or not, and until etcd has been started to join.
+func TestWrongClockDoesNotJoin(t *testing.T) {
+	view := &View{Cluster: "x", Self: "1", Revision: 9, Members: []EtcdMember{{ID: "1", Name: "a", Incarnation: "a1"}, {ID: "4", Name: "d", Incarnation: "d1", Added: 9, Learner: true}}}
+	serves := Answer{Ahead: -3 * time.Hour, Status: Status{Incarnation: "a1", Data: true, Generation: 1, Cluster: "x", View: view, Running: true}}
+	other := Answer{Ahead: -3 * time.Hour, Status: Status{Incarnation: "b1"}}
+	s := State{Self: "d", Roster: nodeconf.Roster{Generation: 1, Founding: []string{"a"}, Members: []nodeconf.Member{{Name: "a"}, {Name: "b"}, {Name: "d"}}},
+		Facts: Facts{Incarnation: Incarnation{ID: "d1"}}, Answers: map[string]Answer{"a": serves, "b": other}}
+	decides := func(want Verb, wrong bool) Action {
+		t.Helper()
+		a := Decide(s)
+		if a.Do != want || strings.Contains(a.Why, "this machine's clock is wrong") != wrong {
+			t.Errorf("got %s: %s, want %s", a.Do, a.Why, want)
+		}
+		return a
+	}
+	decides(Stop, true)
+	right := func(a Answer) Answer { a.Ahead = 0; return a }
+	s.Answers = map[string]Answer{"a": right(serves), "b": right(other)}
+	s.Facts.Cluster = decides(Join, false).Cluster
+	decides(Start, false)
+	s.Answers = map[string]Answer{"a": serves, "b": other}
+	decides(Stop, true)
+	s.Facts.Incarnation.Started, s.Running = true, true
+	decides(Wait, false)
+	// Not added yet.
+	s.Facts = Facts{Incarnation: Incarnation{ID: "d2"}}
+	decides(Stop, true)
 }
