@@ -77,6 +77,7 @@ type Agent struct {
 	counts  map[string]Count        // those that are noted, by name
 	callers map[string]caller       // who asks and is not in the roster, by name
 	offers  []nodeconf.SignedRoster // not yet looked at
+	unfit   string                  // why this image's etcd cannot join
 	last    Action
 }
 
@@ -359,7 +360,7 @@ func (a *Agent) observe(ctx context.Context) (s State) {
 			s.Unknown = err.Error()
 			return s
 		}
-		if s.Facts.Data && s.Facts.Incarnation.Started && !s.Running && a.cfg.Ended != nil {
+		if s.Facts.Incarnation.Started && !s.Running && a.cfg.Ended != nil {
 			if s.Ended, err = a.cfg.Ended(ctx); err != nil {
 				s.Unknown = err.Error()
 				return s
@@ -372,10 +373,14 @@ func (a *Agent) observe(ctx context.Context) (s State) {
 			s.Facts.Data = a.member.observe().Facts.Data // it made it before it answered
 		}
 	}
-	a.proofs = unusableBy(s.Ended) != ""
+	a.proofs = s.Facts.Data && unusableBy(s.Ended) != ""
 	defer func() { s.View, s.Alone, s.Hears = a.askOwn(ctx, s) }()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if unfit := unfitBy(s.Ended); unfit != "" && !s.Facts.Data {
+		a.unfit = unfit
+	}
+	s.Unfit = a.unfit
 	s.Answers, s.Silent = map[string]Answer{}, map[string]time.Duration{}
 	for name, answer := range a.answers {
 		s.Answers[name] = answer

@@ -34,6 +34,19 @@ func unusableBy(words string) string {
 	return ""
 }
 
+// unfitBy says why the etcd of this machine's image cannot join, by the last words
+// of one that tried; empty: it can. etcd ends as "incompatible with current running
+// cluster" also where it has not heard which version the cluster has.
+func unfitBy(words string) string {
+	switch {
+	case strings.Contains(words, "cluster version of remote member is not compatible; too high"):
+		return "the etcd of this machine's image is older than the cluster's, and cannot join it: boot this machine with an image of the newer Kubernetes"
+	case strings.Contains(words, "cluster version of remote member is not compatible; too low"):
+		return "the etcd of this machine's image is too new to join the cluster's: boot this machine with an image of the Kubernetes that the other machines have, or of the next minor one"
+	}
+	return ""
+}
+
 // corrupt is for a member whose etcd has ended because of its data: it counts as
 // lost if others are a quorum without it. They are if one has just read from a
 // quorum, since the own etcd does not run.

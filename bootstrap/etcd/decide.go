@@ -27,6 +27,7 @@ type State struct {
 
 	RunsAs  string                   // while it joins: the member that the own etcd says to be; empty: it does not say yet
 	Ended   string                   // if etcd should run and does not: its last words
+	Unfit   string                   // why the etcd of this image cannot join; empty: it was not seen to fail
 	View    *View                    // what the own etcd said of its members lately; nil: nothing
 	Alone   *View                    // without a View, since no quorum answers: what it knows by itself; only to explain
 	Hears   map[string]bool          // the IDs of those with which it is connected
@@ -154,6 +155,9 @@ func joining(s State) Action {
 		return Action{Do: Wait, Why: "etcd joins"}
 	case s.Facts.Data:
 		return Action{Do: Start, Why: "there is data"}
+	case s.Facts.Incarnation.Started && s.Unfit != "":
+		// Another attempt would end like this one, and be another member.
+		return Action{Do: Wait, Why: s.Unfit + also(s)}
 	case s.Facts.Incarnation.Started:
 		return Action{Do: SetAside, Why: "etcd ended before it had joined: this machine comes back as another member"}
 	}
@@ -363,6 +367,9 @@ func (s State) clocks() (all []peer.Clock) {
 func also(s State) (words string) {
 	if s.Refused != "" {
 		words = "; " + s.Refused
+	}
+	if s.Unfit != "" && !s.Facts.joining() && !s.Facts.Data {
+		words += "; " + s.Unfit
 	}
 	if why, _ := peer.JudgeClocks(s.clocks()); why != "" {
 		words += "; " + why

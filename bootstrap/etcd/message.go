@@ -35,6 +35,7 @@ type Status struct {
 	Member      string                 `json:"member,omitempty"` // etcd's ID of the member that the data is of
 	Heard       map[string]Count       `json:"heard,omitempty"`  // of the other machines, by name
 
+	Unfit   string    `json:"unfit,omitempty"`   // why its etcd cannot join; it is not to be added
 	Running bool      `json:"running,omitempty"` // its etcd's process runs
 	Serves  bool      `json:"serves,omitempty"`  // to Prove: a quorum has answered its etcd since the question
 	View    *View     `json:"view,omitempty"`    // what its etcd last said of the members

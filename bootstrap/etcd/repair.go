@@ -203,7 +203,7 @@ func nextStep(s State) (step Step, why string) {
 		return Step{Do: Remove, ID: m.ID, Name: name}, "removes the old member of " + name + ": " + stale
 	}
 	joins := func(r nodeconf.Member) string {
-		if st, ok := s.answers()[r.Name]; ok && !member[r.Name] && !st.Data && st.Unknown == "" {
+		if st, ok := s.answers()[r.Name]; ok && !member[r.Name] && !st.Data && st.Unknown == "" && st.Unfit == "" {
 			return st.Incarnation
 		}
 		return ""
@@ -250,10 +250,15 @@ func (s State) learnerStep(l EtcdMember, othersWait bool, inRoster func(string) 
 		return Step{}, twoMachines(name)
 	case incarnation != "" && now != "" && now != incarnation:
 		return Step{Do: Remove, ID: l.ID, Name: name}, "removes the learner of " + name + ": the machine came back as another"
+	case st.Unfit != "" && othersWait:
+		return Step{Do: Remove, ID: l.ID, Name: name}, "removes the learner of " + name + ", which cannot join, and others wait"
 	case now == "" && othersWait && s.Silent[name] >= clearAfter:
 		return Step{Do: Remove, ID: l.ID, Name: name}, fmt.Sprintf("removes the learner of %s: its agent has been silent for %s, and others wait", name, s.Silent[name].Round(time.Minute))
 	case st.Running && st.Member == l.ID:
 		return Step{Do: Promote, ID: l.ID, Name: name}, "makes " + name + " a voter"
+	}
+	if st.Unfit != "" {
+		return Step{}, name + ", which was added, cannot join: " + st.Unfit
 	}
 	return Step{}, "waits for " + name + ", which was added"
 }

@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,11 @@ func TestNextStep(t *testing.T) {
 	}
 	blank := func(name, incarnation string) Answer {
 		return Answer{Status: Status{Name: name, Incarnation: incarnation}}
+	}
+	unfit := func(name, incarnation string) Answer {
+		a := blank(name, incarnation)
+		a.Status.Unfit = "its etcd is too old"
+		return a
 	}
 	silent := Answer{Err: "no answer"}
 	all := []EtcdMember{voter("a"), voter("b"), voter("c")}
@@ -61,6 +67,9 @@ func TestNextStep(t *testing.T) {
 		{name: "the learner is silent, nobody waits", members: []EtcdMember{voter("a"), voter("b"), learner("c")}, b: serves("b"), c: silent, silent: time.Hour, hears: "b", why: "waits for c"},
 		{name: "the learner is silent, another waits", roster: "a b c d", members: []EtcdMember{voter("a"), voter("b"), learner("c")}, b: serves("b"), c: silent, d: blank("d", "d1"), silent: time.Hour, hears: "b", do: Remove, of: "c", why: "silent for 1h"},
 		{name: "the learner is silent for a moment, another waits", roster: "a b c d", members: []EtcdMember{voter("a"), voter("b"), learner("c")}, b: serves("b"), c: silent, d: blank("d", "d1"), silent: time.Minute, hears: "b", why: "waits for c"},
+		{name: "the learner cannot join, nobody waits", members: []EtcdMember{voter("a"), voter("b"), learner("c")}, b: serves("b"), c: unfit("c", "c1"), hears: "b", why: "c, which was added, cannot join: its etcd is too old"},
+		{name: "the learner cannot join, another waits", roster: "a b c d", members: []EtcdMember{voter("a"), voter("b"), learner("c")}, b: serves("b"), c: unfit("c", "c1"), d: blank("d", "d1"), hears: "b", do: Remove, of: "c", why: "others wait"},
+		{name: "one cannot join, and waits", members: all[:2], b: serves("b"), c: unfit("c", "c2"), hears: "b"},
 		{name: "a learner of nobody", members: []EtcdMember{voter("a"), voter("b"), orphan}, b: serves("b"), c: blank("c", "c1"), hears: "b", do: Register, of: "c"},
 		{name: "a learner of a person's", members: []EtcdMember{voter("a"), voter("b"), foreign}, b: serves("b"), c: blank("c", "c1"), hears: "b", why: "added by somebody else"},
 		{name: "the learner left the roster", roster: "a b", members: []EtcdMember{voter("a"), voter("b"), learner("c")}, b: serves("b"), c: blank("c", "c1"), hears: "b", do: Remove, of: "c"},
@@ -208,5 +217,52 @@ func TestOldDiskIsNoticed(t *testing.T) {
 				t.Errorf("after %s, and %d starts: data %v, incarnation %s of %s, %s; last: %s", since, unheard, m.data, m.facts.Incarnation.ID, data.dir, s.failed, m.said.Why)
 			}
 		}
+	}
+}
+
+// TestOldEtcdDoesNotJoin: where etcd ends because the cluster is of a newer one,
+// the machine waits for a person and is not added again and again.
+func TestOldEtcdDoesNotJoin(t *testing.T) {
+	const (
+		tooHigh = `{"level":"warn","msg":"cluster version of remote member is not compatible; too high","remote-member-cluster-version":"3.7.0","maximum-cluster-version-supported":"3.6.0"}` + "\n"
+		ends    = `{"level":"fatal","msg":"discovery failed","error":"incompatible with current running cluster"}`
+	)
+	ctx := t.Context()
+	s := newSim(t, 1, 1)
+	s.faults = false
+	m := s.machines[0]
+	words := ends
+	start := func() *Agent {
+		s.crash(m)
+		s.boot(m)
+		m.agent.cfg.Ended = func(context.Context) (string, error) { return words, nil }
+		return m.agent
+	}
+	joins := Facts{Roster: &s.rosters[0], Incarnation: Incarnation{ID: "a1", ClusterUID: "uid", Node: "a", Started: true},
+		Cluster: Cluster{ID: "x", Generation: 1, Incarnation: "a1", Member: "4", Added: 9, Joining: "b=https://10.0.0.2:2380"}}
+	m.facts = joins
+	if a := Decide(start().observe(ctx)); a.Do != SetAside { // it heard no version
+		t.Errorf("got %s: %s", a.Do, a.Why)
+	}
+	words = tooHigh + ends
+	for range 2 {
+		if a := Decide(start().observe(ctx)); a.Do != Wait || !strings.Contains(a.Why, "boot this machine with an image of the newer Kubernetes") {
+			t.Errorf("got %s: %s", a.Do, a.Why)
+		}
+	}
+	// Its place was given to another: it comes back, and says so.
+	m.facts.Incarnation, m.facts.Cluster = Incarnation{ID: "a2", ClusterUID: "uid", Node: "a"}, Cluster{}
+	st, err := m.agent.answer(ctx, "a", Question{ClusterUID: "uid", Roster: s.rosters[0]})
+	if err != nil || !strings.Contains(st.Unfit, "older than the cluster's") {
+		t.Errorf("it tells %q, %v", st.Unfit, err)
+	}
+	m.agent.answers["b"] = Answer{AskedAfter: m.agent.member.writes, Status: Status{Data: true, Generation: 1, Cluster: "x"}}
+	if a := Decide(m.agent.observe(ctx)); a.Do != Wait || !strings.Contains(a.Why, "newer Kubernetes") {
+		t.Errorf("got %s: %s", a.Do, a.Why)
+	}
+	// With the newer image.
+	m.facts, words = joins, ""
+	if a := Decide(start().observe(ctx)); a.Do != SetAside {
+		t.Errorf("got %s: %s", a.Do, a.Why)
 	}
 }

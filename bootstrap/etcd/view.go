@@ -110,6 +110,9 @@ func (s State) looks() string {
 // live adds to a status what is so at this moment.
 func (a *Agent) live(ctx context.Context, st *Status, prove bool) {
 	if !st.Data {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		st.Unfit = a.unfit
 		return
 	}
 	var err error
