@@ -62,6 +62,7 @@ type Agent struct {
 	cfg     Config
 	member  *member
 	trust   *trust
+	trouble string    // see State.Trouble
 	counted time.Time // when it counted last; zero: not yet
 	proofs  bool      // the others are to prove a quorum, because the own etcd does not run
 	etcd    ownEtcd   // the own one; nil: it is not asked, and repairs nothing
@@ -367,6 +368,10 @@ func (a *Agent) observe(ctx context.Context) (s State) {
 			}
 		}
 	}
+	if s.Facts.Data && s.Facts.Incarnation.Started && !s.Running {
+		a.trouble = troubleBy(s.Ended)
+	}
+	s.Trouble = a.trouble
 	if s.Facts.joining() && s.Running && a.etcd != nil {
 		if id, err := a.etcd.self(ctx); err == nil {
 			s.RunsAs = id
@@ -374,7 +379,11 @@ func (a *Agent) observe(ctx context.Context) (s State) {
 		}
 	}
 	a.proofs = s.Facts.Data && unusableBy(s.Ended) != ""
-	defer func() { s.View, s.Alone, s.Hears = a.askOwn(ctx, s) }()
+	defer func() {
+		if s.View, s.Alone, s.Hears = a.askOwn(ctx, s); s.View != nil || s.Alone != nil {
+			a.trouble, s.Trouble = "", ""
+		}
+	}()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if unfit := unfitBy(s.Ended); unfit != "" && !s.Facts.Data {

@@ -34,6 +34,41 @@ func unusableBy(words string) string {
 	return ""
 }
 
+// troubleBy says what etcd's last words mean where it ends at each start until a
+// person does something; empty: nothing that is known. Its data is not touched: a
+// comparison with others does not say who of them is wrong.
+func troubleBy(words string) string {
+	switch {
+	case strings.Contains(words, "found data inconsistency with peers"):
+		return "etcd found that its data differs from that of other members (found data inconsistency with peers), and does not say whose is wrong: " +
+			"if the others run, the data of this machine is wrong: image it again; if several say so, compare them with etcdctl endpoint hashkv --cluster first"
+	case strings.Contains(words, "server version is lower than determined cluster version"):
+		return "the etcd of this machine's image is older than its data: boot this machine with an image of the newer Kubernetes"
+	}
+	return ""
+}
+
+// alarms says what etcd's alarms mean, and what a person can do; empty: there are none.
+func (s State) alarms() string {
+	var all []string
+	for _, a := range s.View.Alarms {
+		name := "a member"
+		if m := s.View.of(a.Member); m != nil {
+			name, _ = s.owner(*m)
+		}
+		switch a.Kind {
+		case "CORRUPT":
+			all = append(all, fmt.Sprintf("etcd found that the data of %s differs from that of the others, and takes no more writes (alarm CORRUPT): compare them with etcdctl endpoint hashkv --cluster, switch the machine off whose is wrong, "+
+				"end the alarm with etcdctl alarm disarm, and image that machine again", name))
+		case "NOSPACE":
+			all = append(all, fmt.Sprintf("the database of %s is full, and etcd takes no more writes (alarm NOSPACE): compact and defragment it with etcdctl, then end the alarm with etcdctl alarm disarm", name))
+		default:
+			all = append(all, fmt.Sprintf("etcd has the alarm %s of %s", a.Kind, name))
+		}
+	}
+	return strings.Join(all, "; ")
+}
+
 // unfitBy says why the etcd of this machine's image cannot join, by the last words
 // of one that tried; empty: it can. etcd ends as "incompatible with current running
 // cluster" also where it has not heard which version the cluster has.

@@ -27,6 +27,7 @@ type State struct {
 
 	RunsAs  string                   // while it joins: the member that the own etcd says to be; empty: it does not say yet
 	Ended   string                   // if etcd should run and does not: its last words
+	Trouble string                   // why etcd ended when it was started last, and what to do; empty: it has answered since, or nothing is known
 	Unfit   string                   // why the etcd of this image cannot join; empty: it was not seen to fail
 	View    *View                    // what the own etcd said of its members lately; nil: nothing
 	Alone   *View                    // without a View, since no quorum answers: what it knows by itself; only to explain
@@ -119,19 +120,22 @@ func withData(s State) Action {
 	case !s.Running && unusableBy(s.Ended) != "":
 		return corrupt(s)
 	case !s.Running || !s.Facts.Incarnation.Started:
-		return Action{Do: Start, Why: "there is data"}
+		return Action{Do: Start, Why: because("there is data", s.Trouble)}
 	}
 	a := Action{Do: Keep, Why: "etcd runs"}
 	if s.View == nil {
-		a.Note = s.noQuorum()
+		a.Note = because(s.noQuorum(), s.Trouble)
 	} else if own := s.View.of(pin.Member); own != nil && !own.Learner {
 		a.Repair, a.Note = nextStep(s)
+		a.Note = because(s.alarms(), a.Note)
 	}
-	if a.Note != "" {
-		a.Why += "; " + a.Note
-	}
-	a.Why += also(s)
+	a.Why = because(a.Why, a.Note) + also(s)
 	return a
+}
+
+// because are the reasons, of which some may be empty.
+func because(reasons ...string) string {
+	return strings.Join(slices.DeleteFunc(reasons, func(r string) bool { return r == "" }), "; ")
 }
 
 // joining is for a machine whose etcd makes its data from the members that it

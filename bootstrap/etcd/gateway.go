@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -109,6 +110,28 @@ func (g *gateway) view(ctx context.Context) (View, error) { return g.read(ctx, f
 // known reads what the own etcd has.
 func (g *gateway) known(ctx context.Context) (View, error) { return g.read(ctx, true) }
 
+// alarmed is an alarm as etcd's status tells it.
+var alarmed = regexp.MustCompile(`^(?:memberID:\s*(\d+)\s+)?alarm:\s*(\w+)`)
+
+// alarms reads those that the own etcd knows.
+func (g *gateway) alarms(ctx context.Context) (all []Alarm, err error) {
+	var status struct{ Errors []string }
+	if err := g.call(ctx, "/v3/maintenance/status", struct{}{}, &status); err != nil {
+		return nil, err
+	}
+	for _, e := range status.Errors {
+		if found := alarmed.FindStringSubmatch(e); found != nil {
+			id, _ := strconv.ParseUint(found[1], 10, 64)
+			a := Alarm{Kind: found[2]}
+			if id != 0 {
+				a.Member = hexID(id)
+			}
+			all = append(all, a)
+		}
+	}
+	return all, nil
+}
+
 // read reads the register and then the members. In this order: who is registered
 // at the view's revision and not among its members was removed.
 func (g *gateway) read(ctx context.Context, alone bool) (View, error) {
@@ -148,7 +171,9 @@ func (g *gateway) read(ctx context.Context, alone bool) (View, error) {
 		}
 		v.Members = append(v.Members, one)
 	}
-	return v, nil
+	var err error
+	v.Alarms, err = g.alarms(ctx)
+	return v, err
 }
 
 // self asks which member the own etcd is: a learner answers that too.

@@ -18,6 +18,13 @@ type View struct {
 	Self     string       `json:"self"`     // the ID of the member that was asked
 	Revision int64        `json:"revision"` // of the store: who was added before it and is no member was removed
 	Members  []EtcdMember `json:"members"`
+	Alarms   []Alarm      `json:"alarms,omitempty"`
+}
+
+// Alarm is one that etcd raised, and which stays until a person ends it.
+type Alarm struct {
+	Kind   string `json:"kind"`             // in etcd's words: CORRUPT, NOSPACE
+	Member string `json:"member,omitempty"` // ID; empty: etcd does not know of whom
 }
 
 // EtcdMember is a member as etcd and the register know it.

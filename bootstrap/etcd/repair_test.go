@@ -2,6 +2,9 @@ package etcd
 
 import (
 	"context"
+	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -264,5 +267,52 @@ func TestOldEtcdDoesNotJoin(t *testing.T) {
 	m.facts, words = joins, ""
 	if a := Decide(start().observe(ctx)); a.Do != SetAside {
 		t.Errorf("got %s: %s", a.Do, a.Why)
+	}
+}
+
+// TestTroubleIsTold: what etcd found and a person must settle is in the reason,
+// also while an etcd that ends again and again runs for a moment.
+func TestTroubleIsTold(t *testing.T) {
+	ctx := t.Context()
+	s := newSim(t, 1, 1)
+	s.faults = false
+	s.repair = &simRepair{clusters: map[string]*simCluster{}, clock: time.Unix(1e9, 0), next: 1 << 32}
+	s.calm()
+	m := s.machines[0]
+	for words, want := range map[string]string{
+		`{"level":"fatal","msg":"discovery failed","error":"1f found data inconsistency with peers"}`:                 "hashkv --cluster",
+		`{"level":"panic","msg":"invalid downgrade; server version is lower than determined cluster version"}`:        "image of the newer Kubernetes",
+		`{"level":"fatal","msg":"discovery failed","error":"listen tcp 10.0.0.1:2380: bind: address already in use"}`: "there is data",
+	} {
+		m.agent.cfg.Ended = func(context.Context) (string, error) { return words, nil }
+		m.etcd = false
+		if a := Decide(m.agent.observe(ctx)); a.Do != Start || !strings.Contains(a.Why, want) {
+			t.Errorf("%s: got %s: %s", words, a.Do, a.Why)
+		}
+		own := m.agent.etcd
+		m.etcd, m.agent.etcd = true, nil // it does not answer yet
+		if a := Decide(m.agent.observe(ctx)); a.Do != Keep || want != "there is data" && !strings.Contains(a.Note, want) {
+			t.Errorf("%s: got %s: %s", words, a.Do, a.Note)
+		}
+		m.agent.etcd = own
+		if a := Decide(m.agent.observe(ctx)); a.Do != Keep || a.Note != "" {
+			t.Errorf("%s: got %s: %s", words, a.Do, a.Note)
+		}
+	}
+
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Write([]byte(`{"errors":["etcdserver: no leader","memberID:27 alarm:CORRUPT ","alarm:CORRUPT","memberID:28  alarm:NOSPACE"]}`))
+	}))
+	defer server.Close()
+	alarms, err := (&gateway{client: server.URL, http: server.Client()}).alarms(ctx)
+	if err != nil || !slices.Equal(alarms, []Alarm{{"CORRUPT", "1b"}, {"CORRUPT", ""}, {"NOSPACE", "1c"}}) {
+		t.Errorf("got %v, %v", alarms, err)
+	}
+	st := m.agent.observe(ctx)
+	st.View.Alarms = []Alarm{{"CORRUPT", st.View.Self}, {"CORRUPT", ""}, {"NOSPACE", st.View.Self}}
+	for _, want := range []string{"the data of a differs", "the data of a member differs", "etcdctl alarm disarm", "the database of a is full"} {
+		if a := Decide(st); !strings.Contains(a.Note, want) || !strings.Contains(a.Why, want) {
+			t.Errorf("got %s, which does not say %q", a.Note, want)
+		}
 	}
 }
