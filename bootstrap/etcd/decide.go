@@ -420,6 +420,7 @@ func lostMajority(s State, voters []EtcdMember, holder string) (lost []string) {
 	if len(voters)-len(lost) > len(voters)/2 {
 		return nil
 	}
+	slices.Sort(lost)
 	return lost
 }
 
@@ -449,6 +450,7 @@ func (s State) noQuorum() string {
 			down = append(down, fmt.Sprintf("%s (%s)", m.Name, why))
 		}
 	}
+	slices.Sort(down)
 	switch {
 	case len(down) == 0:
 		return "no quorum has answered etcd yet; all of its voters run"
