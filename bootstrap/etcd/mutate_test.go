@@ -68,6 +68,10 @@ func TestMutationsAreCaught(t *testing.T) {
 		{"removed without proof of a quorum", []edit{
 			{"repair.go", "	if proven >= others/2+1 {", "	if true {"},
 		}, "TestNextStep", "c cannot be removed"},
+		{"a second change before the first is committed", []edit{
+			{"repair.go", "		if step != want && (want.Do != Register || step.Do != Register) {", "		if step = want; false {"},
+			{"repair.go", "err != nil || step.Do != Register {", "err != nil || true {"},
+		}, "TestStepIsOfAFreshLook", "S3: "},
 		{"a machine joins as a member that was added for another incarnation", []edit{
 			{"repair.go", "m.Incarnation != \"\" && m.Incarnation == s.Facts.Incarnation.ID {", "m.Incarnation != \"\" {"},
 			{"repair.go", "Incarnation: m.Incarnation, Member: m.ID", "Incarnation: s.Facts.Incarnation.ID, Member: m.ID"},

@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -275,4 +276,64 @@ func (s *sim) repaired() (changes int) {
 		changes += len(c.configs) - 1
 	}
 	return changes
+}
+
+// TestStepIsOfAFreshLook: two of three voters leave the roster. Between the
+// decision to remove the one and the lock the other is switched off, as if a first
+// change were not yet committed: the removal would leave one of two.
+func TestStepIsOfAFreshLook(t *testing.T) {
+	ctx := t.Context()
+	s := newSim(t, 1, 3)
+	s.repair = &simRepair{clusters: map[string]*simCluster{}, clock: time.Unix(1e9, 0), next: 1 << 32}
+	s.faults = false
+	s.calm()
+	r := s.roster()
+	r.Serial, r.Members = 2, r.Members[:1]
+	r.Left = r.Without(s.roster())
+	s.sign(r)
+	s.untilStep(func(m *simMachine, act Action) bool {
+		if act.Repair.Do != Remove {
+			return false
+		}
+		for _, o := range s.machines {
+			if o != m && o.name != act.Repair.Name {
+				s.crash(o)
+				o.etcd = false
+				s.lost()
+			}
+		}
+		if err := m.agent.repair(ctx, act.Repair); err != nil {
+			t.Error(err)
+		}
+		return true
+	})
+	for _, c := range s.repair.clusters {
+		if len(c.members()) != 3 || s.failed != "" {
+			t.Errorf("members %v; %s", c.members(), s.failed)
+		}
+	}
+}
+
+// untilStep repairs, in calm, until one is about to make a step of which do says
+// that it is the one.
+func (s *sim) untilStep(do func(*simMachine, Action) bool) {
+	ctx := context.Background()
+	for _, m := range s.machines {
+		m.config = s.rosters[len(s.rosters)-1]
+		s.crash(m)
+		s.boot(m)
+	}
+	for range 20 {
+		for _, m := range s.machines {
+			m.agent.survey(ctx, false)
+			state := m.agent.observe(ctx)
+			act := Decide(state)
+			if act.Do == Keep && do(m, act) {
+				return
+			}
+			m.agent.apply(ctx, state, act)
+		}
+		s.repair.event(s)
+	}
+	s.t.Fatal("no such step is made")
 }
