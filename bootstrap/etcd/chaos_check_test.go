@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"iter"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -45,12 +44,12 @@ func walIDs(dir string) (member, cluster uint64, err error) {
 		return 0, 0, fmt.Errorf("no log in %s", dir)
 	}
 	slices.Sort(logs)
-	data, err := os.ReadFile(logs[0])
+	data, err := readUsed(logs[0])
 	if err != nil {
 		return 0, 0, err
 	}
 	for record := range walRecords(data) {
-		if record.number[1] == 1 {
+		if record.number[1] == recordMetadata {
 			meta := protobuf(record.bytes[3])
 			return meta.number[1], meta.number[2], nil
 		}
@@ -91,9 +90,53 @@ func protobuf(data []byte) message {
 
 // checker remembers every data directory that was ever seen.
 type checker struct {
-	incarnation map[uint64]string // of a member ID
-	member      map[string]uint64 // of an incarnation
+	incarnation map[uint64]string   // of a member ID
+	member      map[string]uint64   // of an incarnation
+	history     map[uint64]*history // of a cluster
 	seen        int
+}
+
+// dataOf are a machine's data directories, also those that were set aside.
+func dataOf(m *chaosMachine) (all []string) {
+	entries, _ := filepath.Glob(filepath.Join(m.state(), dataDir, "*"))
+	if m.away {
+		entries, _ = filepath.Glob(filepath.Join(m.Dir, "disk.away", "state", dataDir, "*"))
+	}
+	for _, dir := range entries {
+		// Without a log it is what an etcd leaves that found nothing there, see TestEtcdMakesNoData.
+		if log, _ := filepath.Glob(filepath.Join(dir, "member", "wal", "*.wal")); len(log) > 0 && !strings.HasSuffix(dir, partial) {
+			all = append(all, dir)
+		}
+	}
+	return all
+}
+
+// read reads the logs of all machines: who were members after each change must
+// differ from before by one, and be the same to all.
+func (c *checker) read(machines []*chaosMachine) error {
+	for _, m := range machines {
+		for _, dir := range dataOf(m) {
+			_, cluster, err := walIDs(dir)
+			if err != nil {
+				return err
+			}
+			if c.history[cluster] == nil {
+				c.history[cluster] = newHistory()
+			}
+			if err := c.history[cluster].read(dir); err != nil {
+				return fmt.Errorf("cluster %x: %w", cluster, err)
+			}
+		}
+	}
+	return nil
+}
+
+// changes is how many changes of members the logs hold.
+func (c *checker) changes() (n int) {
+	for _, h := range c.history {
+		n += len(h.configs)
+	}
+	return n
 }
 
 // look reads the data of all machines: one cluster ID among those that are
@@ -101,18 +144,8 @@ type checker struct {
 func (c *checker) look(machines []*chaosMachine) error {
 	clusters := map[uint64][]string{}
 	for _, m := range machines {
-		entries, _ := filepath.Glob(filepath.Join(m.state(), dataDir, "*"))
-		if m.away {
-			entries, _ = filepath.Glob(filepath.Join(m.Dir, "disk.away", "state", dataDir, "*"))
-		}
-		for _, dir := range entries {
+		for _, dir := range dataOf(m) {
 			name := strings.TrimPrefix(filepath.Base(dir), asideHead)
-			if strings.HasSuffix(name, partial) {
-				continue
-			}
-			if log, _ := filepath.Glob(filepath.Join(dir, "member", "wal", "*.wal")); len(log) == 0 {
-				continue // what an etcd leaves that found nothing there, see TestEtcdMakesNoData
-			}
 			member, cluster, err := walIDs(dir)
 			if err != nil {
 				return fmt.Errorf("data of %s: %w", m.Name, err)

@@ -83,7 +83,7 @@ func (c *chaos) fault() {
 // removeData removes all data at once, as nobody sees half of a removal by a
 // later boot.
 func (c *chaos) removeData(m *chaosMachine) {
-	c.must(c.check.look(c.machines)) // for the last time
+	c.lookLast()
 	data, _ := filepath.Glob(filepath.Join(m.state(), dataDir, "*"))
 	for _, d := range data {
 		os.Rename(d, filepath.Join(m.Dir, "removed"))

@@ -43,6 +43,10 @@ func TestChaosNoQuorum(t *testing.T) {
 		m.off = false
 		c.calm()
 	}
+	c.lookLast()
+	if n := c.check.changes(); n < 9 { // three founded, two were removed, added and promoted
+		t.Errorf("the logs have %d changes of members", n)
+	}
 	off(b)
 	off(d)
 	says(a, "etcd runs; etcd has no quorum", "of its 3 voters are down: b (", ", c (", "kimage recover --from a")

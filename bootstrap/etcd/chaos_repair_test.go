@@ -126,6 +126,7 @@ func (c *chaos) lose() (then func()) {
 				c.t.Errorf("an older copy of the disk of %s was put back, and nobody noticed", m.Name)
 			}
 		}
+		c.lookLast()
 		c.must(os.RemoveAll(m.disk()))
 		c.must(os.Rename(old, m.disk()))
 	default:
@@ -222,9 +223,13 @@ func TestChaosRepair(t *testing.T) {
 			then()
 		}
 		writes := c.written()
+		c.lookLast()
+		if c.check.changes() < 3 { // the founding ones
+			c.t.Errorf("the logs have %d changes of members", c.check.changes())
+		}
 		if writes == 0 {
 			c.t.Error("nothing was written")
 		}
-		c.t.Logf("%d losses and changes repaired in %.0f s, %d data directories, %d acknowledged writes are there", losses, time.Since(start).Seconds(), c.check.seen, writes)
+		c.t.Logf("%d losses and changes repaired in %.0f s, %d data directories, %d changes of members, %d acknowledged writes are there", losses, time.Since(start).Seconds(), c.check.seen, c.check.changes(), writes)
 	})
 }

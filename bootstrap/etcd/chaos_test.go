@@ -114,7 +114,7 @@ func (c *chaos) must(err error) {
 // newChaos makes machines a, b, c, ..., of which the first three found.
 func newChaos(t *testing.T, seed uint64, programs map[string]string, machines int) *chaos {
 	c := &chaos{t: t, r: rand.New(rand.NewPCG(seed, 2)), ns: fmt.Sprintf("kimage-%d-%d", os.Getpid(), seed), etcdctl: programs["etcdctl"],
-		check: checker{incarnation: map[uint64]string{}, member: map[string]uint64{}}}
+		check: checker{incarnation: map[uint64]string{}, member: map[string]uint64{}, history: map[uint64]*history{}}}
 	c.lost = []int{0, 1, 1, 2, 3}[c.r.IntN(5)]
 	dir := t.TempDir()
 	t.Cleanup(c.end)
@@ -183,9 +183,16 @@ func (c *chaos) end() {
 	c.ip("netns", "delete", c.ns)
 }
 
+// lookLast reads all data, before some of it is removed, or at the end.
+func (c *chaos) lookLast() {
+	c.t.Helper()
+	c.must(c.check.look(c.machines))
+	c.must(c.check.read(c.machines))
+}
+
 // image gives a machine an empty disk.
 func (c *chaos) image(m *chaosMachine) {
-	c.must(c.check.look(c.machines)) // for the last time
+	c.lookLast()
 	c.must(os.RemoveAll(m.disk()))
 	c.must(os.RemoveAll(filepath.Join(m.Dir, "disk.away")))
 	m.away = false
@@ -260,7 +267,7 @@ func (c *chaos) wait(d time.Duration) {
 			dir := strings.Fields(s)[1]
 			c.note("%s: a person removes %s", m.Name, dir)
 			c.killEtcd(m)
-			c.must(c.check.look(c.machines))
+			c.lookLast()
 			c.must(os.RemoveAll(dir))
 		}
 	}
@@ -437,6 +444,7 @@ func (c *chaos) run() {
 	for time.Since(start) < 2*time.Minute {
 		c.wait(300 * time.Millisecond)
 		if ok, how := c.founded(); ok {
+			c.lookLast()
 			c.t.Logf("%d faults, %d power cuts in etcd's first 100 ms, %d data directories; after %.1f s of calm: %s", faults, c.cuts, c.check.seen, time.Since(start).Seconds(), how)
 			return
 		}

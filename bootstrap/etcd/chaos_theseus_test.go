@@ -75,7 +75,12 @@ func TestTheseus(t *testing.T) {
 	if !slices.Equal(names, []string{"d", "e", "f"}) {
 		t.Errorf("%s, which was never touched, knows the members %v", untouched.Name, names)
 	}
-	t.Logf("%d acknowledged writes are there", c.written())
+	writes := c.written()
+	c.lookLast()
+	if n := c.check.changes(); n < 12 { // three founded, and each was removed, and another added and promoted
+		t.Errorf("the logs have %d changes of members", n)
+	}
+	t.Logf("%d changes of members, %d acknowledged writes are there", c.check.changes(), writes)
 }
 
 // clusterOf is the ID of the cluster that a machine has pinned.

@@ -76,8 +76,8 @@ func (c *chaos) write() {
 	})
 }
 
-// written says how many acknowledged writes there are, and fails if the cluster
-// lacks one.
+// written says how many acknowledged writes there are, and fails if a member lacks
+// one.
 func (c *chaos) written() int {
 	f, err := os.Open(c.acked)
 	c.must(err)
@@ -86,21 +86,28 @@ func (c *chaos) written() int {
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		keys = append(keys, lines.Text())
 	}
-	var out []byte
-	for end := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
-		if out, err = c.ctl(c.members()[0], "get", "--prefix", "--keys-only", "/written/"); err == nil || time.Now().After(end) {
-			break
+	for _, m := range c.members() {
+		ask := func(args ...string) []byte {
+			for end := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
+				out, err := c.ctl(m, args...)
+				if err == nil {
+					return out
+				}
+				if time.Now().After(end) {
+					c.t.Fatalf("%s does not answer: %v", m.Name, err)
+				}
+			}
 		}
-	}
-	c.must(err)
-	there := map[string]bool{}
-	for line := range strings.Lines(string(out)) {
-		there[strings.TrimSpace(line)] = true
-	}
-	for _, k := range keys {
-		if !there[k] {
-			c.t.Errorf("the acknowledged write %s is lost", k)
-			break
+		ask("get", "--consistency=l", "/written/") // by that it has caught up
+		there := map[string]bool{}
+		for line := range strings.Lines(string(ask("get", "--consistency=s", "--prefix", "--keys-only", "/written/"))) {
+			there[strings.TrimSpace(line)] = true
+		}
+		for _, k := range keys {
+			if !there[k] {
+				c.t.Errorf("the acknowledged write %s is not in the data of %s", k, m.Name)
+				break
+			}
 		}
 	}
 	return len(keys)
