@@ -361,7 +361,7 @@ func (a *Agent) observe(ctx context.Context) (s State) {
 			s.Unknown = err.Error()
 			return s
 		}
-		if s.Facts.Incarnation.Started && !s.Running && a.cfg.Ended != nil {
+		if s.Facts.Incarnation.Started && !s.Running && a.cfg.Ended != nil && (s.Facts.Data || a.unfit == "") {
 			if s.Ended, err = a.cfg.Ended(ctx); err != nil {
 				s.Unknown = err.Error()
 				return s
