@@ -2,7 +2,6 @@ package etcd
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -194,7 +193,11 @@ func withoutData(s State) Action {
 		return Action{Do: Join, Why: "this machine was added", Cluster: *now}
 	}
 	if !slices.Contains(s.Roster.Founding, s.Self) {
-		return Action{Do: Wait, Why: "not a founding member: waits to be added by the others" + also(s)}
+		why, lost := s.noQuorumOf(s.holders())
+		if !lost {
+			why = "not a founding member: waits to be added by the others" + why
+		}
+		return Action{Do: Wait, Why: why + also(s)}
 	}
 	current := s.answers()
 	if a, done := joinFounded(s, current); done {
@@ -241,11 +244,8 @@ func (s State) answers() map[string]Status {
 func joinFounded(s State, current map[string]Status) (Action, bool) {
 	own := s.Facts.Incarnation.ID
 	var strangers []string
-	for _, name := range slices.Sorted(maps.Keys(current)) {
+	for _, name := range s.holders() {
 		st := current[name]
-		if !st.Data || st.Generation != s.Roster.Generation {
-			continue
-		}
 		if st.Record == nil || !st.Record.names(s.Self, own) || st.Record.Generation != s.Roster.Generation {
 			strangers = append(strangers, name)
 			continue
@@ -258,20 +258,42 @@ func joinFounded(s State, current map[string]Status) (Action, bool) {
 	if len(strangers) == 0 {
 		return Action{}, false
 	}
-	quorum := slices.ContainsFunc(strangers, func(name string) bool { return current[name].View != nil })
-	why := "the cluster exists and does not know this machine's data: waits to be added by " + strings.Join(strangers, ", ")
-	for _, name := range strangers {
-		if quorum {
-			break
+	why, lost := s.noQuorumOf(strangers)
+	if !lost {
+		why = "the cluster exists and does not know this machine's data: waits to be added by " + strings.Join(strangers, ", ") + why
+	}
+	return Action{Do: Wait, Why: why + also(s)}, true
+}
+
+// holders are those that answer and have data of this generation.
+func (s State) holders() (all []string) {
+	for name, st := range s.answers() {
+		if st.Data && st.Generation == s.Roster.Generation {
+			all = append(all, name)
 		}
-		if lost := lostMajority(s, current[name].voters(), name); lost != nil {
-			return Action{Do: Wait, Why: majorityLost(lost, name)}, true
+	}
+	slices.Sort(all)
+	return all
+}
+
+// noQuorumOf says why those that have data add nobody, if no quorum answers them:
+// that a majority was lost, or what is to be added to another reason.
+func (s State) noQuorumOf(holders []string) (why string, lost bool) {
+	current := s.answers()
+	for _, name := range holders {
+		if current[name].View != nil {
+			return "", false
+		}
+	}
+	for _, name := range holders {
+		if gone := lostMajority(s, current[name].voters(), name); gone != nil {
+			return majorityLost(gone, name), true
 		}
 		if current[name].Alone != nil {
 			why += "; no quorum answers the etcd of " + name + ", which says why"
 		}
 	}
-	return Action{Do: Wait, Why: why + also(s)}, true
+	return why, false
 }
 
 // allHold says whether every founding member holds the record, under the
@@ -453,7 +475,7 @@ func (s State) noQuorum() string {
 	slices.Sort(down)
 	switch {
 	case len(down) == 0:
-		return "no quorum has answered etcd yet; all of its voters run"
+		return "no quorum has answered etcd yet"
 	case len(voters)-len(down) > len(voters)/2:
 		return "no quorum has answered etcd yet; of its voters are down: " + strings.Join(down, ", ")
 	}
@@ -474,7 +496,7 @@ func (s State) down(m EtcdMember) string {
 	case asked && a.Err != "":
 		return a.Err
 	case !current:
-		return "being asked"
+		return "" // it is being asked
 	case st.Unknown != "":
 		return "says: " + st.Unknown
 	case m.Incarnation != "" && st.Incarnation != m.Incarnation, !st.Data:

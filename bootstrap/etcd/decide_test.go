@@ -158,7 +158,7 @@ func TestNoQuorumIsExplained(t *testing.T) {
 		{name: "two are off", b: off, c: off, want: "no quorum, and nothing is changed: of its 3 voters are down: b (no route to it), c (no route to it); switch them on; if they are gone for good, go on with the data of a: kimage recover --from a"},
 		{name: "one is off, the other's etcd ended", b: stopped, c: off, want: "are down: b (its etcd does not run), c (no route to it); switch them on"},
 		{name: "one is off, and one is heard of", b: off, c: runs("c"), hears: "id-c", want: "yet; of its voters are down: b (no route to it)"},
-		{name: "an agent is off", b: off, c: runs("c"), hears: "id-b id-c", want: "yet; all of its voters run"},
+		{name: "an agent is off", b: off, c: runs("c"), hears: "id-b id-c", want: "no quorum has answered etcd yet"},
 		{name: "etcds do not hear each other", b: runs("b"), c: runs("c"), want: "b (this machine's etcd does not hear its etcd), c"},
 		{name: "two were imaged again", b: blank("b8"), c: blank("c8"), want: "a majority was lost: b and c were imaged again after a"},
 		{name: "one was imaged again, one is off", b: blank("b8"), c: off, want: "b (its data is gone), c (no route to it); switch them on"},
@@ -180,7 +180,15 @@ func TestNoQuorumIsExplained(t *testing.T) {
 	if a := Decide(s); a.Do != Wait || !strings.Contains(a.Why, "a majority was lost: b and c") {
 		t.Errorf("got %s: %s", a.Do, a.Why)
 	}
+	s.Roster.Founding = []string{"a"}
+	if a := Decide(s); a.Do != Wait || !strings.Contains(a.Why, "a majority was lost: b and c") {
+		t.Errorf("got %s: %s", a.Do, a.Why)
+	}
 	s.Answers["c"] = off
+	if a := Decide(s); a.Do != Wait || !strings.Contains(a.Why, "waits to be added by the others; no quorum answers the etcd of a") {
+		t.Errorf("got %s: %s", a.Do, a.Why)
+	}
+	s.Roster.Founding = []string{"a", "b", "c"}
 	if a := Decide(s); a.Do != Wait || !strings.Contains(a.Why, "waits to be added by a; no quorum answers the etcd of a, which says why") {
 		t.Errorf("got %s: %s", a.Do, a.Why)
 	}
