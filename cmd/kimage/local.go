@@ -51,8 +51,20 @@ func (l *localCluster) exists() bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
+// notVagrants is an error where Vagrant has the machines of a cluster file: others of the
+// same names and secrets would be taken for them.
+func notVagrants(path string) error {
+	if _, err := os.Stat(filepath.Join(filepath.Dir(path), vagrantFile)); err == nil {
+		return fmt.Errorf("the machines of %s are Vagrant's: vagrant up, vagrant ssh NODE, vagrant destroy", path)
+	}
+	return nil
+}
+
 // openLocal is the cluster of -f, which has local machines.
 func openLocal(path string) (*localCluster, error) {
+	if err := notVagrants(path); err != nil {
+		return nil, err
+	}
 	l, err := localOf(path)
 	if err != nil {
 		return nil, err

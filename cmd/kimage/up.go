@@ -71,6 +71,9 @@ unless --keep is given; the cluster file and the cluster's secrets stay.`,
 }
 
 func (u *upFlags) run(cmd *cobra.Command) error {
+	if err := notVagrants(u.file); err != nil {
+		return err
+	}
 	if err := u.clusterFile(cmd); err != nil {
 		return err
 	}

@@ -368,6 +368,16 @@ func TestUpRefuses(t *testing.T) {
 		t.Errorf("left are %v, %v", left, err)
 	}
 	gone(t, dir)
+	// Vagrant's machines are not made twice.
+	write(t, dir, vagrantFile, "{}")
+	for _, args := range [][]string{{"up", "--image", image}, {"ssh", "k8s-01"}} {
+		if _, words, status := in(t, dir, args...); status != statusCouldNotTell || !strings.Contains(words, "vagrant ssh NODE") {
+			t.Errorf("%v: status %d: %s", args, status, words)
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, vagrantFile)); err != nil {
+		t.Fatal(err)
+	}
 	// What is not kimage's stays.
 	mine := filepath.Join(dir, "cluster.local", "thesis.txt")
 	if err := os.Mkdir(filepath.Dir(mine), 0o755); err != nil {
