@@ -233,6 +233,8 @@ func etcdSays(act etcd.Action, only, joined bool) saying {
 	switch {
 	case act.Do == etcd.Stop:
 		return saying{PhaseStopped, act.Why}
+	case act.Do == etcd.Keep && only && act.Stuck:
+		return saying{PhaseEtcd, act.Note}
 	case act.Do == etcd.Keep && only:
 		return saying{PhaseReady, act.Note}
 	case act.Do == etcd.Keep:

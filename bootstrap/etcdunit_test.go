@@ -21,6 +21,7 @@ func TestEtcdIsSeen(t *testing.T) {
 	}{
 		{name: "etcd alone waits", act: waits, only: true, want: saying{PhaseEtcd, why}},
 		{name: "etcd alone runs and lacks something", act: runs, only: true, want: saying{PhaseReady, why}},
+		{name: "etcd alone has no quorum", act: etcd.Action{Do: etcd.Keep, Note: why, Stuck: true}, only: true, want: saying{PhaseEtcd, why}},
 		{name: "etcd alone runs", act: well, only: true, want: saying{PhaseReady, ""}},
 		{name: "etcd alone stops", act: stops, only: true, want: saying{PhaseStopped, why}},
 		{name: "a blank master's waits", act: waits, kube: saying{PhaseWaiting, "for etcd"}, want: saying{PhaseEtcd, why}},

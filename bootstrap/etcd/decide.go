@@ -73,6 +73,7 @@ type Action struct {
 	Cluster Cluster
 	Repair  Step
 	Note    string // Keep: what repair does, or why it cannot do what is needed
+	Stuck   bool   // Keep: etcd has no quorum, says Note
 }
 
 // Decide says what a member does next. It is repeated until there is nothing
@@ -123,7 +124,8 @@ func withData(s State) Action {
 	}
 	a := Action{Do: Keep, Why: "etcd runs"}
 	if s.View == nil {
-		a.Note = because(s.noQuorum(), s.Trouble)
+		a.Note, a.Stuck = s.noQuorum()
+		a.Note = because(a.Note, s.Trouble)
 	} else if own := s.View.of(pin.Member); own != nil && !own.Learner {
 		a.Repair, a.Note = nextStep(s)
 		a.Note = because(s.alarms(), a.Note)
@@ -453,7 +455,8 @@ func majorityLost(lost []string, holder string) string {
 
 // noQuorum says why no quorum answers the own etcd, and what a person can do;
 // empty: nothing is known, as of an etcd that has just started, or a learner.
-func (s State) noQuorum() string {
+// stuck: there is none, and it will not come by itself.
+func (s State) noQuorum() (why string, stuck bool) {
 	var voters []EtcdMember
 	if s.Alone != nil {
 		voters = s.Alone.voters()
@@ -461,10 +464,10 @@ func (s State) noQuorum() string {
 		voters = rec.voters()
 	}
 	if lost := lostMajority(s, voters, s.Self); lost != nil {
-		return majorityLost(lost, s.Self)
+		return majorityLost(lost, s.Self), true
 	}
 	if s.Alone == nil {
-		return ""
+		return "", false
 	}
 	var down []string
 	for _, m := range voters {
@@ -475,12 +478,12 @@ func (s State) noQuorum() string {
 	slices.Sort(down)
 	switch {
 	case len(down) == 0:
-		return "no quorum has answered etcd yet"
+		return "no quorum has answered etcd yet", false
 	case len(voters)-len(down) > len(voters)/2:
-		return "no quorum has answered etcd yet; of its voters are down: " + strings.Join(down, ", ")
+		return "no quorum has answered etcd yet; of its voters are down: " + strings.Join(down, ", "), false
 	}
 	return fmt.Sprintf("etcd has no quorum, and nothing is changed: of its %d voters are down: %s; switch them on; if they are gone for good, go on with the data of %s: kimage recover --from %s",
-		len(voters), strings.Join(down, ", "), s.Self, s.Self)
+		len(voters), strings.Join(down, ", "), s.Self, s.Self), true
 }
 
 // down says why a voter does not do its part; empty: it seems to.

@@ -169,8 +169,12 @@ func TestNoQuorumIsExplained(t *testing.T) {
 			for _, id := range strings.Fields(c.hears) {
 				s.Hears[id] = true
 			}
-			if a := Decide(s); a.Do != Keep || !strings.Contains(a.Note, c.want) || !strings.Contains(a.Why, c.want) {
+			a := Decide(s)
+			if a.Do != Keep || !strings.Contains(a.Note, c.want) || !strings.Contains(a.Why, c.want) {
 				t.Errorf("got %s, note %q, why %q", a.Do, a.Note, a.Why)
+			}
+			if stuck := !strings.Contains(c.want, "yet"); a.Stuck != stuck {
+				t.Errorf("stuck: %t", a.Stuck)
 			}
 		})
 	}
