@@ -50,9 +50,25 @@ func TestTopology1(t *testing.T) {
 		t.Errorf("units failed:\n%s", failed)
 	}
 	n.timeline()
+	n.cutsNothing()
 	n.small()
 	n.twoYearsLater()
 	n.keptToItself(capture)
+}
+
+// cutsNothing: a watch that goes through the balancer outlives the agent.
+func (n *node) cutsNothing() {
+	n.t.Helper()
+	const script = `grep -q 127.0.0.1:7445 /etc/kubernetes/admin.conf || exit
+timeout 300 ` + kubectl + `get --raw "/api/v1/nodes?watch=1" >/run/watched 2>&1 &
+for i in $(seq 60); do [ -s /run/watched ] && break; sleep 1; done
+systemctl restart kimage-agent && sleep 10
+[ -s /run/watched ] && kill -0 $! && echo it goes on
+kill $!`
+	if out := n.must("bash -c '"+strings.ReplaceAll(script, "KUBECONFIG=", "env KUBECONFIG=")+"'", 3*time.Minute); !strings.HasPrefix(out, "it goes on") {
+		n.t.Errorf("a watch that was open while the agent ended: %q, %s", out, n.must("tail -c 300 /run/watched", time.Minute))
+	}
+	n.until(`"phase": "ready"`, "kimage-agent status --json || true", 2*time.Minute)
 }
 
 // twoYearsLater switches the machine on again when all certificates that kubeadm
