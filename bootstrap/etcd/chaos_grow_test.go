@@ -11,8 +11,9 @@ import (
 // the machine that founded it, while a client writes. Only a machine that is new, or
 // one that stays, is told of each change.
 func TestGrow(t *testing.T) {
-	c := newChaos(t, 1, programs(t), 5)
-	t.Cleanup(func() { c.explain(1) })
+	t.Parallel()
+	c := newChaos(t, 2_000_001, programs(t), 5)
+	t.Cleanup(func() { c.explain(2_000_001) })
 	founder := c.machines[0]
 	c.roster.Founding, c.roster.Members, c.roster.Left = []string{founder.Name}, nil, nil
 	founder.Roster = c.sign(c.machines[:1])

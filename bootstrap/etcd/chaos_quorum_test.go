@@ -12,8 +12,9 @@ import (
 // replaced since the founding: the last one says which machines are missing, and
 // when they come back empty all say that a majority was lost.
 func TestChaosNoQuorum(t *testing.T) {
-	c := newChaos(t, 0, programs(t), 3)
-	t.Cleanup(func() { c.explain(0) })
+	t.Parallel()
+	c := newChaos(t, 2_000_002, programs(t), 3)
+	t.Cleanup(func() { c.explain(2_000_002) })
 	a, b, d := c.machines[0], c.machines[1], c.machines[2]
 	off := func(m *chaosMachine) {
 		m.off = true

@@ -81,7 +81,7 @@ func TestMutationsAreCaught(t *testing.T) {
 		}, "TestRepairSchedules", "L2-L4: "},
 		{"who left the roster is not asked before a founding", []edit{
 			{"decide.go", "s.silent(s.Roster.Left, current)", "\"\""},
-			{"agent.go", "if !s.Facts.Data {", "if false {"},
+			{"survey.go", "if !s.Facts.Data {", "if false {"},
 		}, "TestRepairSchedules", "S1: "},
 		{"counts of a disk and of its copy are the same", []edit{
 			{"corrupt.go", "made != \"\" && c.Tag", "made == \"none\" && c.Tag"},
