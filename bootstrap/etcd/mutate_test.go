@@ -82,7 +82,7 @@ func TestMutationsAreCaught(t *testing.T) {
 		{"who left the roster is not asked before a founding", []edit{
 			{"decide.go", "s.silent(s.Roster.Left, current)", "\"\""},
 			{"survey.go", "if !s.Facts.Data {", "if false {"},
-		}, "TestRepairSchedules", "S1: "},
+		}, "TestWhoLeftIsAsked", "S1: "},
 		{"counts of a disk and of its copy are the same", []edit{
 			{"corrupt.go", "made != \"\" && c.Tag", "made == \"none\" && c.Tag"},
 		}, "TestOldDiskIsNoticed", "after a start"},

@@ -337,3 +337,49 @@ func (s *sim) untilStep(do func(*simMachine, Action) bool) {
 	}
 	s.t.Fatal("no such step is made")
 }
+
+// TestWhoLeftIsAsked: a cluster of five was told to be one of three, the two that left
+// have the only data that is not lost, and they are off. The three, all blank and all
+// founding members, may not found another.
+func TestWhoLeftIsAsked(t *testing.T) {
+	s := newSim(t, 1, 3)
+	s.repair = &simRepair{clusters: map[string]*simCluster{}, clock: time.Unix(1e9, 0), next: 1 << 32}
+	s.faults = false
+	for i := len(s.machines); i < 5; i++ {
+		s.machines = append(s.machines, &simMachine{name: string(rune('a' + i)), config: s.rosters[0], made: map[string]simData{}})
+	}
+	three := s.roster()
+	five := three
+	five.Serial, five.Members = 2, slices.Clone(three.Members)
+	for i, m := range s.machines[3:] {
+		five.Members = append(five.Members, nodeconf.Member{Name: m.name, PeerURL: fmt.Sprintf("https://10.0.0.%d:2380", i+4)})
+	}
+	s.calm()
+	s.sign(five)
+	s.repaired()
+	three.Serial, three.Left = 3, three.Without(five)
+	s.sign(three)
+	for i, m := range s.machines {
+		s.crash(m)
+		if m.etcd = false; i < 3 {
+			m.facts, m.data, m.config = Facts{}, nil, s.rosters[2]
+		}
+	}
+	if s.failed != "" || s.machines[3].data == nil || s.machines[4].data == nil {
+		t.Fatalf("the cluster of five was not made: %s", s.failed)
+	}
+	for range 20 {
+		for _, m := range s.machines[:3] {
+			if m.agent == nil {
+				s.boot(m)
+			}
+			s.step(m)
+		}
+	}
+	if s.failed != "" {
+		t.Error(s.failed)
+	}
+	if why := s.machines[0].said.Why; !strings.Contains(why, "members have left the roster") {
+		t.Errorf("%s says: %s", s.machines[0].name, why)
+	}
+}
