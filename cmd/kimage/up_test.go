@@ -95,7 +95,7 @@ func TestUpNeverReady(t *testing.T) {
 		}
 		_, words, status := in(t, dir, args...)
 		for _, want := range []string{"k8s-01  waiting: no API server answers", `k8s-01: phase "waiting", no API server answers; the end of its console`, "not Ready: k8s-0", "the machines run on: kimage status, kimage down"} {
-			if status != statusCouldNotTell || !strings.Contains(words, want) {
+			if status != statusNo || !strings.Contains(words, want) {
 				t.Errorf("status %d, no %q in\n%s", status, want, words)
 			}
 		}
