@@ -72,15 +72,25 @@ func (b *Balancer) watch(ctx context.Context, be *backend) {
 	defer b.running.Done()
 	p := &prober{addr: be.addr, tls: b.config.TLS}
 	defer p.close()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
+	due := make(chan struct{}, 1)
+	pause := newTimer(func() {
+		select {
+		case due <- struct{}{}:
+		default: // it is due already
+		}
+	})
+	defer pause.close()
+	doubts := newTimer(b.askStandbys)
+	defer doubts.close()
+	due <- struct{}{}
 	for pings := 0; ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-be.kick:
+			pause.stop()
 			pings = maxPings
-		case <-timer.C:
+		case <-due:
 		}
 		if p.path = b.config.Ping; p.path != "" && pings < maxPings && b.ready(be) {
 			pings++
@@ -92,9 +102,9 @@ func (b *Balancer) watch(ctx context.Context, be *backend) {
 		if b.config.Ping != "" && p.path == b.config.Path {
 			within = limit * answer / timeout
 		}
-		doubts := time.AfterFunc(doubt, b.askStandbys)
+		doubts.reset(doubt)
 		h, why := p.probe(ctx, limit, within)
-		doubts.Stop()
+		doubts.stop()
 		if h != Ready && time.Since(began) > limit+late {
 			began = time.Now()
 			h, why = p.probe(ctx, limit, within)
@@ -102,11 +112,11 @@ func (b *Balancer) watch(ctx context.Context, be *backend) {
 		if ctx.Err() != nil {
 			return
 		}
-		pause, done := b.record(be, h, why, began)
+		next, done := b.record(be, h, why, began)
 		if done {
 			return
 		}
-		timer.Reset(pause)
+		pause.reset(next)
 	}
 }
 

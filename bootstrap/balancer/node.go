@@ -164,15 +164,16 @@ func (n *Node) Run(ctx context.Context) error {
 // follow takes in what changes in the watched files. What cannot be read
 // changes nothing.
 func (n *Node) follow(ctx context.Context) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
+	due := make(chan struct{}, 1)
+	pause := newTimer(func() { due <- struct{}{} })
+	defer pause.close()
 	for {
 		// When the probes are due as well: it costs no other wake-up.
-		timer.Reset(pollEvery - interval + n.api.untilNextTick(time.Now()))
+		pause.reset(pollEvery - interval + n.api.untilNextTick(time.Now()))
 		select {
 		case <-ctx.Done():
 			return
-		case <-timer.C:
+		case <-due:
 		}
 		if !n.changed() {
 			continue

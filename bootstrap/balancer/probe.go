@@ -24,8 +24,24 @@ type prober struct {
 	addr string // HOST:PORT; the certificate must carry HOST
 	path string
 	tls  func() *tls.Config
-	conn *tls.Conn // nil: none is open
-	r    *bufio.Reader
+	kept *line // nil: none is open
+}
+
+// line is a connection to a backend and the answers that come on it.
+type line struct {
+	*tls.Conn
+	r     *bufio.Reader
+	alarm *timer // ends what is waited for
+}
+
+func newLine(conn *tls.Conn) *line {
+	longAgo := time.Unix(1, 0)
+	return &line{conn, bufio.NewReader(conn), newTimer(func() { conn.SetDeadline(longAgo) })}
+}
+
+func (l *line) close() {
+	l.alarm.close()
+	l.Close()
 }
 
 // probe takes at most timeout, and from a backend that speaks TLS at once no more
@@ -35,30 +51,29 @@ type prober struct {
 func (p *prober) probe(ctx context.Context, timeout, answer time.Duration) (Health, string) {
 	began := time.Now()
 	deadline := began.Add(timeout)
-	kept, r := p.conn, p.r
+	kept := p.kept
 	if kept != nil {
-		h, why, err := p.ask(kept, r, began.Add(answer/2))
+		h, why, err := p.ask(kept, began.Add(answer/2))
 		if err == nil {
 			return h, why
 		}
 		if ne, ok := err.(net.Error); !ok || !ne.Timeout() {
-			kept.Close() // the backend ended it, as it may at any time
+			kept.close() // the backend ended it, as it may at any time
 			kept = nil
 		} else {
-			defer kept.Close()
+			defer kept.close()
 		}
 	}
-	p.conn, p.r = nil, nil
+	p.kept = nil
 	fresh, h, err := p.connect(ctx, deadline)
 	if err != nil {
 		if kept != nil {
-			if h, why, late := p.await(kept, r, time.Now().Add(time.Millisecond)); late == nil {
+			if h, why, late := kept.await(time.Now().Add(time.Millisecond)); late == nil {
 				return h, why
 			}
 		}
 		return h, ": " + err.Error()
 	}
-	fr := bufio.NewReader(fresh)
 	by := began.Add(answer)
 	if least := time.Now().Add(timeout / 8); least.After(by) {
 		by = least
@@ -66,21 +81,21 @@ func (p *prober) probe(ctx context.Context, timeout, answer time.Duration) (Heal
 	if by.After(deadline) {
 		by = deadline
 	}
-	h, why, err := p.ask(fresh, fr, by)
+	h, why, err := p.ask(fresh, by)
 	if err == nil {
-		p.conn, p.r = fresh, fr
+		p.kept = fresh
 		return h, why
 	}
-	fresh.Close()
+	fresh.close()
 	if kept != nil {
-		if h, why, late := p.await(kept, r, time.Now().Add(time.Millisecond)); late == nil {
+		if h, why, late := kept.await(time.Now().Add(time.Millisecond)); late == nil {
 			return h, why
 		}
 	}
 	return Unready, fmt.Sprintf(": no answer to GET %s: %v", p.path, err)
 }
 
-func (p *prober) connect(ctx context.Context, deadline time.Time) (*tls.Conn, Health, error) {
+func (p *prober) connect(ctx context.Context, deadline time.Time) (*line, Health, error) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	raw, err := new(net.Dialer).DialContext(ctx, "tcp", p.addr)
@@ -98,30 +113,36 @@ func (p *prober) connect(ctx context.Context, deadline time.Time) (*tls.Conn, He
 		}
 		return nil, h, fmt.Errorf("TLS with %s: %w", p.addr, err)
 	}
-	return conn, Unknown, nil
+	return newLine(conn), Unknown, nil
 }
 
 // ask sends the question and awaits its answer.
-func (p *prober) ask(conn *tls.Conn, r *bufio.Reader, deadline time.Time) (Health, string, error) {
-	if err := conn.SetDeadline(deadline); err != nil {
+func (p *prober) ask(l *line, deadline time.Time) (Health, string, error) {
+	l.alarm.reset(time.Until(deadline))
+	if _, err := io.WriteString(l, "GET "+p.path+" HTTP/1.1\r\nHost: "+p.addr+"\r\nUser-Agent: kimage-balancer\r\n\r\n"); err != nil {
 		return Unknown, "", err
 	}
-	if _, err := io.WriteString(conn, "GET "+p.path+" HTTP/1.1\r\nHost: "+p.addr+"\r\nUser-Agent: kimage-balancer\r\n\r\n"); err != nil {
-		return Unknown, "", err
-	}
-	return p.await(conn, r, deadline)
+	return l.read()
 }
 
-// await reads an answer. After a timeout before its first byte it can be
-// called again.
-func (p *prober) await(conn *tls.Conn, r *bufio.Reader, deadline time.Time) (Health, string, error) {
-	if err := conn.SetReadDeadline(deadline); err != nil {
+// await reads the answer to a question that was asked before, and not answered
+// in time.
+func (l *line) await(deadline time.Time) (Health, string, error) {
+	if err := l.SetDeadline(time.Time{}); err != nil {
 		return Unknown, "", err
 	}
-	if _, err := r.Peek(1); err != nil {
+	l.alarm.reset(time.Until(deadline))
+	return l.read()
+}
+
+// read reads an answer. After a timeout before its first byte it can be called
+// again.
+func (l *line) read() (Health, string, error) {
+	defer l.alarm.stop()
+	if _, err := l.r.Peek(1); err != nil {
 		return Unknown, "", err
 	}
-	resp, err := http.ReadResponse(r, nil)
+	resp, err := http.ReadResponse(l.r, nil)
 	if err != nil {
 		return Unknown, "", err
 	}
@@ -130,7 +151,7 @@ func (p *prober) await(conn *tls.Conn, r *bufio.Reader, deadline time.Time) (Hea
 		return Unknown, "", err
 	}
 	if resp.Close || len(body) == maxAnswerBytes {
-		conn.Close() // the next question finds it closed and dials again
+		l.Close() // the next question finds it closed and dials again
 	}
 	if resp.StatusCode == http.StatusOK {
 		return Ready, "", nil
@@ -154,7 +175,7 @@ func failedChecks(body []byte) string {
 }
 
 func (p *prober) close() {
-	if p.conn != nil {
-		p.conn.Close()
+	if p.kept != nil {
+		p.kept.close()
 	}
 }

@@ -1,0 +1,130 @@
+package balancer
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// idleEnv makes the test program a master's balancers: "CA FILE\nAPI SERVERS\nMEMBERS OF ETCD".
+const idleEnv = "KIMAGE_TEST_BALANCERS"
+
+func TestMain(m *testing.M) {
+	if told := os.Getenv(idleEnv); told != "" {
+		fmt.Fprintln(os.Stderr, idleBalancers(strings.Split(told, "\n")))
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// idleBalancers prints where it listens, and never returns but with an error.
+func idleBalancers(told []string) error {
+	config, err := clientTLS(told[0], "", "")
+	if err != nil {
+		return err
+	}
+	api, etcd := strings.Fields(told[1]), strings.Fields(told[2])
+	for _, s := range []struct {
+		Config
+		addrs []string
+	}{
+		{Config{Path: "/readyz", Ping: "/version"}, api},
+		{Config{Path: "/readyz", First: etcd[0], CutUnready: true}, etcd},
+	} {
+		s.Listen, s.Seed, s.TLS = "127.0.0.1:0", "m1", func() *tls.Config { return config }
+		b, err := New(s.Config)
+		if err != nil {
+			return err
+		}
+		b.quiet()
+		b.Set(s.addrs)
+		fmt.Println("LISTENS", b.Addr())
+		go b.Run(context.Background())
+	}
+	select {}
+}
+
+// TestIdle: what a master's balancers take while nothing happens, each with one
+// connection, in a process of their own as on a node.
+func TestIdle(t *testing.T) {
+	const limit = 0.15 // of the 0.2 % of a core that the agent and they may take together
+	ca := newCA(t)
+	var told []string
+	for network := range 2 {
+		var group []*server
+		for i := range 3 {
+			s := serve(t, ca, fmt.Sprintf("127.0.%d.%d:0", network+1, i+1))
+			s.delay.Store(int64(time.Millisecond)) // as a read of etcd takes
+			group = append(group, s)
+		}
+		told = append(told, strings.Join(addrs(group...), " "))
+	}
+	file := filepath.Join(t.TempDir(), "ca.crt")
+	if err := os.WriteFile(file, ca.Cert, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", idleEnv+"="+file+"\n"+strings.Join(told, "\n"))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for range told {
+		var addr string
+		for addr == "" && lines.Scan() {
+			fmt.Sscanf(lines.Text(), "LISTENS %s", &addr)
+		}
+		conn, err := tls.Dial("tcp", addr, trust(ca))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	time.Sleep(2 * time.Second) // all have been asked
+	window, err := time.ParseDuration(os.Getenv("KIMAGE_WINDOW"))
+	if err != nil {
+		window = 10 * time.Second
+	}
+	used := func() (sum time.Duration) {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range threads {
+			data, err := os.ReadFile(f)
+			var ns int64
+			if err == nil {
+				_, err = fmt.Sscan(string(data), &ns)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += time.Duration(ns)
+		}
+		return sum
+	}
+	// The quietest of some windows: beside other work the same takes longer.
+	least := 100.0
+	for range 3 {
+		before, began := used(), time.Now()
+		time.Sleep(window)
+		percent := 100 * (used() - before).Seconds() / time.Since(began).Seconds()
+		t.Logf("%.4f %% of a core over %s", percent, window)
+		least = min(least, percent)
+	}
+	if least > limit || least == 0 {
+		t.Errorf("they take %.4f %% of a core", least)
+	}
+}
