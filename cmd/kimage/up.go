@@ -180,7 +180,7 @@ func (l *localCluster) start(cmd *cobra.Command, f *cluster.File, u *upFlags) (m
 	if on, err := l.Running(); err != nil {
 		return nil, err
 	} else if on {
-		fmt.Fprintln(cmd.ErrOrStderr(), "the machines are running already")
+		fmt.Fprintln(cmd.ErrOrStderr(), "the machines are there already")
 		return nil, l.follow(cmd, f, u)
 	}
 	program, err := os.Executable()

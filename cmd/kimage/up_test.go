@@ -126,7 +126,7 @@ func TestUpNeverReady(t *testing.T) {
 	if _, words, status := in(t, dirs[0], "up", "--topology", "3"); status != statusCouldNotTell || !strings.Contains(words, "leave --topology out") {
 		t.Errorf("another topology: status %d: %s", status, words)
 	}
-	if _, words, _ := in(t, dirs[0], "up", "--timeout", "1s"); !strings.Contains(words, "the machines are running already") {
+	if _, words, _ := in(t, dirs[0], "up", "--timeout", "1s"); !strings.Contains(words, "the machines are there already") {
 		t.Errorf("up again: %s", words)
 	}
 
