@@ -42,10 +42,13 @@ func (a *Agent) followRTC(ctx context.Context) {
 		a.logf("the clock of this emulated machine was %s behind its RTC: set, now and whenever it is again", behind)
 	}
 	go func() {
+		told := ""
 		for sleep(ctx, rtcEvery) == nil {
-			if _, err := setToRTC(); err != nil {
+			if _, err := setToRTC(); err == nil {
+				told = ""
+			} else if err.Error() != told { // it may be so for a moment
+				told = err.Error()
 				a.logf("following the RTC: %v", err)
-				return
 			}
 		}
 	}()
