@@ -148,6 +148,16 @@ func TestTheseusMachines(t *testing.T) {
 		}
 	}
 	t.Logf("%d acknowledged writes are there", len(w.written))
+	// The Nodes of machines that left go when they have been off for ten minutes.
+	for end := time.Now().Add(30 * time.Minute); ; time.Sleep(15 * time.Second) {
+		nodes := w.until(t, 10*time.Minute, "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}")
+		if nodes == "k8s-04 k8s-11 k8s-12 k8s-13" {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the Nodes: %s", nodes)
+		}
+	}
 	u.down()
 }
 

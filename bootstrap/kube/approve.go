@@ -33,9 +33,10 @@ type metadata struct {
 }
 
 type condition struct {
-	Type    string `json:"type"`
-	Status  string `json:"status"`
-	Message string `json:"message"`
+	Type    string    `json:"type"`
+	Status  string    `json:"status"`
+	Message string    `json:"message"`
+	Since   time.Time `json:"lastTransitionTime"`
 }
 
 // csr is a CertificateSigningRequest.

@@ -25,13 +25,14 @@ const (
 type record struct {
 	tokens     []string // grant.entry of all tokens that were granted to what the roster lists; one whose Secret is deleted stays so
 	roster     string   // "GENERATION.SERIAL" of the newest by which they were
+	left       []string // KIND:NAME of what left the roster, and may have Nodes still
 	network    string   // plugin whose manifest was applied
 	kubernetes string   // to which all that kubeadm made was brought
 }
 
 func (r record) object() kubeapi.Object {
 	return kubeapi.Object{"apiVersion": "v1", "kind": "ConfigMap", "metadata": object{"name": recordName, "namespace": "kube-system"},
-		"data": object{"tokens": strings.Join(r.tokens, " "), "roster": r.roster, "network": r.network, "kubernetes": r.kubernetes}}
+		"data": object{"tokens": strings.Join(r.tokens, " "), "roster": r.roster, "left": strings.Join(r.left, " "), "network": r.network, "kubernetes": r.kubernetes}}
 }
 
 // due is what has to be granted and revoked, if all are the tokens of what the
@@ -63,10 +64,21 @@ func (r *record) took(grants []grant, roster nodeconf.Roster) {
 	if r.newerThan(roster) {
 		return
 	}
-	r.tokens = slices.DeleteFunc(r.tokens, func(entry string) bool {
+	listed := func(entry string) bool {
 		kind, name, _ := parseEntry(entry)
-		return !roster.Peers.Has(kind == kindOf(true), name)
+		return roster.Peers.Has(kind == kindOf(true), name)
+	}
+	r.tokens = slices.DeleteFunc(r.tokens, func(entry string) bool {
+		if listed(entry) {
+			return false
+		}
+		kind, name, _ := parseEntry(entry)
+		r.left = append(r.left, kind+":"+name)
+		return true
 	})
+	r.left = slices.DeleteFunc(r.left, listed)
+	slices.Sort(r.left)
+	r.left = slices.Compact(r.left)
 	for _, g := range grants {
 		r.tokens = append(r.tokens, g.entry())
 	}
@@ -111,7 +123,7 @@ func (n *Node) provision(ctx context.Context, c *kubeapi.Client) error {
 	if err := c.Get(ctx, recordPath, nil, &old); err != nil && !kubeapi.Is(err, 404) {
 		return fmt.Errorf("reading what was provisioned: %w", err)
 	}
-	r := record{tokens: strings.Fields(old.Data["tokens"]), roster: old.Data["roster"], network: old.Data["network"], kubernetes: old.Data["kubernetes"]}
+	r := record{tokens: strings.Fields(old.Data["tokens"]), roster: old.Data["roster"], left: strings.Fields(old.Data["left"]), network: old.Data["network"], kubernetes: old.Data["kubernetes"]}
 	roster := n.Roster()
 	all, err := n.grants(roster.Peers)
 	if err != nil {
@@ -119,9 +131,15 @@ func (n *Node) provision(ctx context.Context, c *kubeapi.Client) error {
 	}
 	first := len(old.Data) == 0
 	grants, revoked := r.due(all, roster)
+	var gone []string
+	var unswept error // keeps nothing else from being done
+	if !r.newerThan(roster) {
+		gone, unswept = n.sweep(ctx, c, r.left, roster.Peers)
+		r.left = slices.DeleteFunc(r.left, func(entry string) bool { return slices.Contains(gone, entry) })
+	}
 	own := n.Node.Image.Kubernetes
-	if !first && len(grants)+len(revoked) == 0 && r.network != "" && !newer(own, r.kubernetes) {
-		return nil
+	if !first && len(grants)+len(revoked)+len(gone) == 0 && r.network != "" && !newer(own, r.kubernetes) {
+		return unswept
 	}
 	switch {
 	case first:
@@ -149,7 +167,7 @@ func (n *Node) provision(ctx context.Context, c *kubeapi.Client) error {
 		return err
 	}
 	n.Logf("provisioned %d tokens, revoked %d, network %s, Kubernetes %s", len(grants), len(revoked), r.network, r.kubernetes)
-	return nil
+	return unswept
 }
 
 // follow brings the cluster to this image's version, now that a master of it is

@@ -117,6 +117,19 @@ func TestStory(t *testing.T) {
 	c.peers.Nodes[3].Name, c.serial = "w2", c.serial+1
 	c.roster()
 	c.until("w2 is back in the list, and its token is known", time.Minute, func(ctx context.Context) error { return c.admin(m1).Get(ctx, token, nil, nil) })
+	off := object{"type": "Ready", "status": "Unknown", "lastTransitionTime": time.Now().Add(-leftFor).UTC().Format(time.RFC3339)}
+	if err := c.admin(m1).Merge(c.Context(), "/api/v1/nodes/w3/status", object{"status": object{"conditions": []any{off}}}); err != nil {
+		c.Fatal(err)
+	}
+	c.until("the Node of w3, which left and is off, is deleted", time.Minute, func(ctx context.Context) error {
+		if err := c.admin(m1).Get(ctx, "/api/v1/nodes/w3", nil, nil); !kubeapi.Is(err, 404) {
+			return fmt.Errorf("got %v", err)
+		}
+		if left := kubeapi.Text(c.get(m1, recordPath), "data", "left"); left != "" {
+			return fmt.Errorf("left: %s", left)
+		}
+		return nil
+	})
 
 	// A worker is imaged again.
 	c.kill("w1")
