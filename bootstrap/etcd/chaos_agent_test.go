@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -78,7 +77,7 @@ func (n chaosNode) run(ctx context.Context) error {
 			}
 			return nil
 		},
-		Running: func(context.Context) (bool, error) { return etcdOf(n.state()) != 0, nil },
+		Running: func(context.Context) (bool, error) { return etcdStarted(n.state()) != 0, nil },
 		Start:   n.start,
 		Ended: func(context.Context) (string, error) {
 			data, err := os.ReadFile(filepath.Join(n.Dir, "etcd.log"))
@@ -114,6 +113,9 @@ func (n chaosNode) run(ctx context.Context) error {
 	return a.Run(ctx)
 }
 
+// pidFile, in a machine's directory, has the process ID of its etcd.
+const pidFile = "etcd.pid"
+
 // etcdStarts begins what one etcd wrote.
 const etcdStarts = "--- an etcd starts\n"
 
@@ -127,7 +129,7 @@ func (n chaosNode) start(_ context.Context, l Launch) error {
 	}
 	defer out.Close()
 	out.WriteString(etcdStarts)
-	cmd := exec.Command(n.Etcd, l.Argv...)
+	cmd := exec.Command("sh", append([]string{"-c", `echo $$ >"$0" && exec "$@"`, filepath.Join(n.Dir, pidFile), n.Etcd}, l.Argv...)...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -137,23 +139,33 @@ func (n chaosNode) start(_ context.Context, l Launch) error {
 	return nil
 }
 
-// foundEtcd is the process that etcdOf found last: an agent asks often.
-var foundEtcd atomic.Int64
-
-// etcdOf finds the etcd process that works below a state directory; 0: none.
-func etcdOf(state string) int {
-	works := func(p string) bool {
-		line, _ := os.ReadFile(p)
-		return strings.Contains(string(line), "\x00--data-dir="+state+"/")
+// etcdStarted finds the etcd process that start began last for a state directory,
+// if it works there; 0: none. It is asked all the time.
+func etcdStarted(state string) int {
+	data, _ := os.ReadFile(filepath.Join(state, "../..", pidFile))
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(data)))
+	if pid == 0 || !works(fmt.Sprintf("/proc/%d/cmdline", pid), state) {
+		return 0
 	}
-	if pid := int(foundEtcd.Load()); works(fmt.Sprintf("/proc/%d/cmdline", pid)) {
+	return pid
+}
+
+// works says whether a command line is that of an etcd that works below state.
+func works(cmdline, state string) bool {
+	line, _ := os.ReadFile(cmdline)
+	return strings.Contains(string(line), "\x00--data-dir="+state+"/")
+}
+
+// etcdOf finds the etcd process that works below a state directory; 0: none. It is
+// not misled by one whose agent was killed while it started.
+func etcdOf(state string) int {
+	if pid := etcdStarted(state); pid != 0 {
 		return pid
 	}
 	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range all {
-		if works(p) {
+		if works(p, state) {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(p)))
-			foundEtcd.Store(int64(pid))
 			return pid
 		}
 	}

@@ -247,7 +247,7 @@ func (c *chaos) wait(d time.Duration) {
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		for _, m := range c.machines {
 			if m.armed {
-				if pid := etcdOf(m.state()); pid != 0 && pid != m.old {
+				if pid := etcdStarted(m.state()); pid != 0 && pid != m.old {
 					m.armed = false
 					c.cuts++
 					time.Sleep(time.Duration(c.r.IntN(100)) * time.Millisecond)
