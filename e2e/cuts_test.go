@@ -31,28 +31,27 @@ type cut struct {
 	at    float64 // of the phase's length
 }
 
-// cuts reads KIMAGE_CUTS: so many in each phase, or etcd=1,init=2.
-func cuts(t *testing.T) (list []cut) {
+// cutsOf reads KIMAGE_CUTS, how many cuts of a phase are asked for: so many in each,
+// or etcd=1,init=2.
+func cutsOf(t *testing.T, phase string) int {
+	t.Helper()
 	setting := os.Getenv("KIMAGE_CUTS")
 	if setting == "" && os.Getenv("KIMAGE_E2E_ALL") == "" {
 		t.Skip("hours of power cuts: make e2e-all, or KIMAGE_CUTS=n in each phase, or KIMAGE_CUTS=etcd=1,init=2")
 	}
-	for _, p := range cutPhases {
-		number := "10"
-		if setting != "" {
-			number = setting
-		}
-		if strings.Contains(setting, "=") {
-			_, rest, _ := strings.Cut(","+setting, ","+p.name+"=")
-			number, _, _ = strings.Cut("0"+rest, ",")
-		}
-		n, err := strconv.Atoi(number)
-		if err != nil {
-			t.Fatalf("KIMAGE_CUTS=%s: %v", setting, err)
-		}
-		list = append(list, slices.Repeat([]cut{{phase: p.name}}, n)...)
+	number := "10"
+	if setting != "" {
+		number = setting
 	}
-	return list
+	if strings.Contains(setting, "=") {
+		_, rest, _ := strings.Cut(","+setting, ","+phase+"=")
+		number, _, _ = strings.Cut("0"+rest, ",")
+	}
+	n, err := strconv.Atoi(number)
+	if err != nil {
+		t.Fatalf("KIMAGE_CUTS=%s: %v", setting, err)
+	}
+	return n
 }
 
 // TestPowerCuts: the power of a machine that becomes a cluster is cut at random
@@ -61,13 +60,11 @@ func cuts(t *testing.T) (list []cut) {
 // leave it, the machine is paused, and another one boots from the copy.
 // KIMAGE_SEED repeats a run, as far as emulation does.
 func TestPowerCuts(t *testing.T) {
-	open := cuts(t)
-	seed, err := strconv.ParseUint(os.Getenv("KIMAGE_SEED"), 10, 64)
-	if err != nil {
-		seed = uint64(time.Now().UnixNano())
+	var open []cut
+	for _, p := range cutPhases {
+		open = append(open, slices.Repeat([]cut{{phase: p.name}}, cutsOf(t, p.name))...)
 	}
-	t.Logf("KIMAGE_SEED=%d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
+	random := randomOf(t)
 	key := newKey(t)
 	config := filepath.Join(configs(t, system, key.Public, "", "--seed"), "nodes/k8s-01/seed.iso")
 	long := map[string]time.Duration{}
@@ -111,6 +108,91 @@ func TestPowerCuts(t *testing.T) {
 			}
 		}
 		t.Logf("life %d: %v", life, spent)
+	}
+}
+
+// randomOf is repeated by KIMAGE_SEED.
+func randomOf(t *testing.T) *rand.Rand {
+	seed, err := strconv.ParseUint(os.Getenv("KIMAGE_SEED"), 10, 64)
+	if err != nil {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("KIMAGE_SEED=%d", seed)
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+// TestJoinCuts: a worker loses its power at random moments of its join, is switched
+// on again and becomes a Node; then it is imaged again, for the next cut.
+func TestJoinCuts(t *testing.T) {
+	number := cutsOf(t, "join")
+	enough(t, 2, "make e2e-all")
+	if number == 0 {
+		return
+	}
+	random := randomOf(t)
+	c := describe(t, "1", "--workers", "1")
+	defer c.explain()
+	master, worker := c.nodes[0], c.nodes[1]
+	master.start()
+	awaits := func(n *clusterNode) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+		defer cancel()
+		if err := n.awaitReady(ctx); err != nil {
+			t.Fatalf("%s: %v", n.name, err)
+		}
+	}
+	awaits(master)
+	long := time.Minute // the phase's length, measured again whenever no cut came
+	for done, life := 0, 1; done < number; life++ {
+		if life > 3*number+3 {
+			t.Fatalf("%d cuts in so many lives", done)
+		}
+		moment := time.Duration(random.Float64() * float64(long))
+		if err := worker.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		spent := worker.untilIn("join", moment)
+		if spent < moment {
+			t.Logf("the join took %s, less than %s", spent.Round(100*time.Millisecond), moment.Round(100*time.Millisecond))
+			long = spent
+		} else {
+			done++
+			worker.Kill()
+			t.Logf("cut %d: %s into join", done, spent.Round(100*time.Millisecond))
+			started := time.Now()
+			if err := worker.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			master.until(worker.name+" True", kubectl+`get nodes -o jsonpath='{range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}'`, 20*time.Minute)
+			t.Logf("a Ready Node %s after it was switched on again", time.Since(started).Round(time.Second))
+			worker.until(`"phase":"ready"`, "cat /run/kimage/phase.json", 5*time.Minute)
+			if failed := worker.must("systemctl --failed --no-legend --plain", time.Minute); failed != "" {
+				t.Errorf("units failed:\n%s", failed)
+			}
+		}
+		worker.image(c.t)
+		master.must(kubectl+"delete node "+worker.name+" --ignore-not-found --timeout=2m", 3*time.Minute)
+	}
+}
+
+// untilIn waits until a machine has spent so long in a phase, and returns how long
+// that was: less, if the phase was over before.
+func (n *clusterNode) untilIn(phase string, long time.Duration) (spent time.Duration) {
+	n.t.Helper()
+	const limit = 20 * time.Minute
+	for began, last, was := time.Now(), time.Now(), ""; ; time.Sleep(50 * time.Millisecond) {
+		now, is := time.Now(), phaseOf(n.Machine)
+		if was == phase {
+			spent += now.Sub(last)
+		}
+		switch {
+		case is == phase && spent >= long, was == phase && is != phase, is == "ready":
+			return spent
+		case now.Sub(began) > limit:
+			n.t.Fatalf("%s was never in %s, and is in %q", n.name, phase, is)
+		}
+		last, was = now, is
 	}
 }
 

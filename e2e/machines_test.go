@@ -81,6 +81,8 @@ type clusterNode struct {
 	name, address string
 	roles         []string
 	ready         time.Duration // after power-on
+	config        qemu.Config
+	key           qemu.Key
 }
 
 func (n *clusterNode) has(role string) bool { return slices.Contains(n.roles, role) }
@@ -108,16 +110,29 @@ func (n *clusterNode) memoryMiB() int {
 	return 512
 }
 
-// powerOn makes the machines that kimage cluster new describes, gives them the
-// configs that kimage config writes, and switches all of them on. They are
-// connected by a network of their own, and each has a card besides that has the
-// same address on all; every second one even has its default route there, the
-// others have none.
+// powerOn makes the machines that kimage cluster new describes, and switches all of
+// them on.
 func powerOn(t *testing.T, topology string) *cluster {
+	t.Helper()
+	c := describe(t, topology)
+	c.started = time.Now()
+	for _, n := range slices.Backward(c.nodes) { // the last first: no order is the right one
+		if err := n.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return c
+}
+
+// describe makes the machines that kimage cluster new describes, with the configs that
+// kimage config writes; none is switched on. They are connected by a network of their
+// own, and each has a card besides that has the same address on all; every second one
+// even has its default route there, the others have none.
+func describe(t *testing.T, topology string, more ...string) *cluster {
 	t.Helper()
 	key := newKey(t)
 	dir := t.TempDir()
-	describe(t, dir, topology, key)
+	configure(t, dir, append([]string{"--topology", topology}, more...), key)
 	names := machineNames(t, dir)
 	c := &cluster{t: t, crowded: len(names) > runtime.NumCPU()}
 	var err error
@@ -128,20 +143,14 @@ func powerOn(t *testing.T, topology string) *cluster {
 	for _, name := range names {
 		c.nodes = append(c.nodes, c.machine(dir, name, key))
 	}
-	c.started = time.Now()
-	for _, n := range slices.Backward(c.nodes) { // the last first: no order is the right one
-		if err := n.Start(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
 	return c
 }
 
-// describe writes the cluster file of a topology, and the configs.
-func describe(t *testing.T, dir, topology string, key qemu.Key) {
+// configure writes the cluster file that kimage cluster new describes, and the configs.
+func configure(t *testing.T, dir string, outline []string, key qemu.Key) {
 	t.Helper()
 	kimage := kimageIn(t, dir)
-	text := kimage("cluster", "new", "--topology", topology, "--os", system)
+	text := kimage(append([]string{"cluster", "new", "--os", system}, outline...)...)
 	edit := func(old, new string) {
 		if !strings.Contains(text, old) {
 			t.Fatalf("kimage cluster new does not print %q:\n%s", old, text)
@@ -202,15 +211,28 @@ func (c *cluster) machine(dir, name string, key qemu.Key) *clusterNode {
 	if err := json.Unmarshal([]byte(kimageIn(c.t, dir)("cluster", "show", name, "--json")), &shown); err != nil {
 		c.t.Fatal(err)
 	}
-	n := &clusterNode{name: name, roles: shown.Roles, address: shown.Addresses[0]}
+	n := &clusterNode{name: name, roles: shown.Roles, address: shown.Addresses[0], key: key}
 	socket, err := c.network.Port(name)
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	number := strings.TrimPrefix(name, "k8s-")
-	n.node = newNode(c.t, qemu.Config{Dir: filepath.Join(dir, name), CPUs: n.cpus(), MemoryMiB: n.memoryMiB(), Paced: c.crowded, Seed: filepath.Join(dir, "config/nodes", name, "seed.iso"),
-		LAN: socket, LANMAC: "52:54:00:17:08:" + number, UUID: "6b696d61-6765-4000-8000-5254001708" + number}, user, key)
+	n.config = qemu.Config{Dir: filepath.Join(dir, name), CPUs: n.cpus(), MemoryMiB: n.memoryMiB(), Paced: c.crowded, Seed: filepath.Join(dir, "config/nodes", name, "seed.iso"),
+		LAN: socket, LANMAC: "52:54:00:17:08:" + number, UUID: "6b696d61-6765-4000-8000-5254001708" + number}
+	n.image(c.t)
 	return n
+}
+
+// image gives a machine, which is off then, a new disk with the image.
+func (n *clusterNode) image(t *testing.T) {
+	t.Helper()
+	if n.node != nil {
+		n.Kill()
+		if err := os.RemoveAll(n.config.Dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.node = newNode(t, n.config, user, n.key)
 }
 
 // awaitReady waits until every machine says that it is ready.
