@@ -80,7 +80,7 @@ e2e: deps build
 	KIMAGE_E2E_MACHINES=$(MACHINES) $(GO) test -tags e2e -count=1 -v -timeout $$((20 + 60 * $(MACHINES)))m -run '$(RUN)' ./e2e
 
 SEED ?= 0
-CHAOS := $(GO) test -tags chaos -count=1 -v -run "TestModel$$|TestChaos$$|TestChaosRepair|TestChaosNoQuorum|TestHistory|TestTheseus|TestGrow|TestEtcd" -parallel 4 -timeout 4h ./bootstrap/etcd -seed $(SEED)
+CHAOS := $(GO) test -tags chaos -count=1 -v -run "TestModel$$|TestChaos$$|TestChaosRepair|TestChaosNoQuorum|TestHistory|TestTheseus|TestGrow|TestNewerEtcd|TestEtcd" -parallel 4 -timeout 4h ./bootstrap/etcd -seed $(SEED)
 # Most of their time these wait for etcd.
 STEPS := $(GO) test -tags chaos -count=1 -v -run TestChaosSteps -parallel 8 -timeout 20m ./bootstrap/etcd
 chaos: deps

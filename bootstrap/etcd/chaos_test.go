@@ -32,22 +32,30 @@ const etcdVersion = "v3.7.3"
 // programs builds etcd, etcdutl and etcdctl once, from the module proxy.
 func programs(t *testing.T) map[string]string {
 	t.Helper()
+	return programsOf(t, etcdVersion, "etcd", "etcdutl", "etcdctl")
+}
+
+func programsOf(t *testing.T, version string, names ...string) map[string]string {
+	t.Helper()
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(cache, "kimage-test", "etcd-"+etcdVersion)
+	dir := filepath.Join(cache, "kimage-test", "etcd-"+version)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	out := map[string]string{}
-	for name, module := range map[string]string{"etcd": "server", "etcdutl": "etcdutl", "etcdctl": "etcdctl"} {
+	for _, name := range names {
 		file := filepath.Join(dir, name)
 		if _, err := os.Stat(file); err != nil {
-			t.Logf("building %s %s", name, etcdVersion)
-			module := "go.etcd.io/etcd/" + module + "/v3"
+			t.Logf("building %s %s", name, version)
+			module := "go.etcd.io/etcd/" + name + "/v3"
+			if name == "etcd" {
+				module = "go.etcd.io/etcd/server/v3"
+			}
 			tmp := filepath.Join(t.TempDir(), name)
-			if err := (gobuild.Build{Module: module, Version: etcdVersion, Package: module}).Run(t.Context(), t.TempDir(), tmp, nil); err != nil {
+			if err := (gobuild.Build{Module: module, Version: version, Package: module}).Run(t.Context(), t.TempDir(), tmp, nil); err != nil {
 				t.Fatal(err)
 			}
 			data, err := os.ReadFile(tmp)
