@@ -115,16 +115,17 @@ func TestIdle(t *testing.T) {
 		}
 		return sum
 	}
-	// The quietest of some windows: beside other work the same takes longer.
-	least := 100.0
-	for range 3 {
+	// Beside other work the same takes longer: one quiet window is enough.
+	for windows := 1; ; windows++ {
 		before, began := used(), time.Now()
 		time.Sleep(window)
 		percent := 100 * (used() - before).Seconds() / time.Since(began).Seconds()
 		t.Logf("%.4f %% of a core over %s", percent, window)
-		least = min(least, percent)
-	}
-	if least > limit || least == 0 {
-		t.Errorf("they take %.4f %% of a core", least)
+		if percent > 0 && percent <= limit {
+			return
+		}
+		if windows == 3 {
+			t.Fatal("they take too much")
+		}
 	}
 }
