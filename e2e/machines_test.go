@@ -134,7 +134,7 @@ func describe(t *testing.T, topology string, more ...string) *cluster {
 	dir := t.TempDir()
 	configure(t, dir, append([]string{"--topology", topology}, more...), key)
 	names := machineNames(t, dir)
-	c := &cluster{t: t, crowded: 2*len(names) > runtime.NumCPU()} // see cpus
+	c := &cluster{t: t, crowded: 2*len(names) > runtime.NumCPU()} // none has more than two: see cpus
 	var err error
 	if c.network, err = lan.New(filepath.Join(dir, "lan")); err != nil {
 		t.Fatal(err)

@@ -23,8 +23,8 @@ const (
 	maxOwnSeconds = 2
 	// Both together, with all programs that they run. On an emulated core waking up
 	// and encrypting cost much more than other work, so that only what is silly is
-	// found here: the limit of a real core, 0.2 %, is judged on one (TestIdle of
-	// package kube; package balancer).
+	// found here. On a core that is not emulated it is measured by TestIdle of the
+	// packages kube and balancer, and by TestEtcdIdle.
 	maxEmulatedCPUPercent = 15
 )
 

@@ -72,17 +72,11 @@ func (b *Balancer) watch(ctx context.Context, be *backend) {
 	defer b.running.Done()
 	p := &prober{addr: be.addr, tls: b.config.TLS}
 	defer p.close()
-	due := make(chan struct{}, 1)
-	pause := newTimer(func() {
-		select {
-		case due <- struct{}{}:
-		default: // it is due already
-		}
-	})
+	pause, due := newPause()
 	defer pause.close()
 	doubts := newTimer(b.askStandbys)
 	defer doubts.close()
-	due <- struct{}{}
+	pause.reset(0)
 	for pings := 0; ; {
 		select {
 		case <-ctx.Done():

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/kimage-project/kimage/pkg/need"
 )
 
 // idleEnv makes the test program a master's balancers: "CA FILE\nAPI SERVERS\nMEMBERS OF ETCD".
@@ -86,6 +88,9 @@ func TestIdle(t *testing.T) {
 		for addr == "" && lines.Scan() {
 			fmt.Sscanf(lines.Text(), "LISTENS %s", &addr)
 		}
+		if addr == "" {
+			t.Fatal("the balancers do not listen")
+		}
 		conn, err := tls.Dial("tcp", addr, trust(ca))
 		if err != nil {
 			t.Fatal(err)
@@ -97,29 +102,11 @@ func TestIdle(t *testing.T) {
 	if err != nil {
 		window = 10 * time.Second
 	}
-	used := func() (sum time.Duration) {
-		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", cmd.Process.Pid))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range threads {
-			data, err := os.ReadFile(f)
-			var ns int64
-			if err == nil {
-				_, err = fmt.Sscan(string(data), &ns)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			sum += time.Duration(ns)
-		}
-		return sum
-	}
 	// Beside other work the same takes longer: one quiet window is enough.
 	for windows := 1; ; windows++ {
-		before, began := used(), time.Now()
+		before, began := need.CPU(t, cmd.Process.Pid), time.Now()
 		time.Sleep(window)
-		percent := 100 * (used() - before).Seconds() / time.Since(began).Seconds()
+		percent := 100 * (need.CPU(t, cmd.Process.Pid) - before).Seconds() / time.Since(began).Seconds()
 		t.Logf("%.4f %% of a core over %s", percent, window)
 		if percent > 0 && percent <= limit {
 			return

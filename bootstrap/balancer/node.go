@@ -164,8 +164,7 @@ func (n *Node) Run(ctx context.Context) error {
 // follow takes in what changes in the watched files. What cannot be read
 // changes nothing.
 func (n *Node) follow(ctx context.Context) {
-	due := make(chan struct{}, 1)
-	pause := newTimer(func() { due <- struct{}{} })
+	pause, due := newPause()
 	defer pause.close()
 	for {
 		// When the probes are due as well: it costs no other wake-up.

@@ -37,6 +37,18 @@ func newTimer(call func()) *timer {
 	return t
 }
 
+// newPause makes a timer whose times are received; those that nobody received in
+// between count once.
+func newPause() (*timer, <-chan struct{}) {
+	due := make(chan struct{}, 1)
+	return newTimer(func() {
+		select {
+		case due <- struct{}{}:
+		default:
+		}
+	}), due
+}
+
 // reset arms the timer anew.
 func (t *timer) reset(d time.Duration) {
 	if t.soft != nil {

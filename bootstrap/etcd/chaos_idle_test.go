@@ -3,11 +3,11 @@
 package etcd
 
 import (
-	"fmt"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/kimage-project/kimage/pkg/need"
 )
 
 // TestEtcdIdle: an agent whose etcd runs takes next to nothing for looking after
@@ -37,22 +37,10 @@ func TestEtcdIdle(t *testing.T) {
 	if err != nil {
 		window = 30 * time.Second
 	}
-	used := func() (sum time.Duration) {
-		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", c.machines[0].agent.Process.Pid))
-		c.must(err)
-		for _, file := range threads {
-			data, err := os.ReadFile(file)
-			c.must(err)
-			var ns int64
-			_, err = fmt.Sscan(string(data), &ns)
-			c.must(err)
-			sum += time.Duration(ns)
-		}
-		return sum
-	}
-	before, began := used(), time.Now()
+	pid := c.machines[0].agent.Process.Pid
+	before, began := need.CPU(t, pid), time.Now()
 	time.Sleep(window)
-	percent := 100 * (used() - before).Seconds() / time.Since(began).Seconds()
+	percent := 100 * (need.CPU(t, pid) - before).Seconds() / time.Since(began).Seconds()
 	t.Logf("%.4f %% of a core over %s", percent, window)
 	if percent > limit || percent == 0 {
 		t.Errorf("it takes %.4f %% of a core", percent)

@@ -74,17 +74,18 @@ func listed(name, cluster string, peers nodeconf.Peers) bool {
 	return peers.Has(false, name) || slices.ContainsFunc(peers.Pools, func(p nodeconf.Peer) bool { return inPool(name, cluster, p.Name) })
 }
 
-// readyUntil is since when a Node has not been Ready; of one that never was, when
-// it was made; of one that is, now.
+// readyUntil is since when a Node has not been Ready: since it was made, if it does
+// not say. Of one that is Ready it is now.
 func (n apiNode) readyUntil(now time.Time) time.Time {
+	until := n.Metadata.CreationTimestamp
 	for _, c := range n.Status.Conditions {
 		switch {
 		case c.Type != "Ready":
 		case c.Status == "True":
 			return now
-		default:
-			return c.Since
+		case c.Since.After(until):
+			until = c.Since
 		}
 	}
-	return n.Metadata.CreationTimestamp
+	return until
 }

@@ -15,9 +15,13 @@ import (
 // deleted, and of nothing else.
 func TestSwept(t *testing.T) {
 	now := time.Now()
-	node := func(text string) (n apiNode) { // NAME, NAME=STATUS@MINUTES
+	node := func(text string) (n apiNode) { // NAME, NAME=STATUS@AGO; NAME!: made just now, does not say since when it is not Ready
 		name, status, _ := strings.Cut(text, "=")
 		n.Metadata.Name, n.Metadata.CreationTimestamp = name, now.Add(-time.Hour)
+		if fresh, ok := strings.CutSuffix(name, "!"); ok {
+			n.Metadata.Name, n.Metadata.CreationTimestamp = fresh, now
+			n.Status.Conditions = []condition{{Type: "Ready", Status: "Unknown"}}
+		}
 		if status, since, ok := strings.Cut(status, "@"); ok {
 			ago, err := time.ParseDuration(since)
 			if err != nil {
@@ -27,7 +31,7 @@ func TestSwept(t *testing.T) {
 		}
 		return n
 	}
-	peers := nodeconf.Peers{Nodes: []nodeconf.Peer{{Name: "a"}, {Name: "old-00000000-0000-0000-0000-000000000009"}}, Pools: []nodeconf.Peer{{Name: "green"}}}
+	peers := nodeconf.Peers{Nodes: []nodeconf.Peer{{Name: "a"}}, Pools: []nodeconf.Peer{{Name: "green"}}}
 	pooled := func(pool string) string { return pool + "-0123456789" }
 	if !inPool(pooled("blue"), "c", "blue") {
 		t.Fatal("that is no name of a pool's machine")
@@ -41,6 +45,7 @@ func TestSwept(t *testing.T) {
 		{"kubelet down", "node:b", "b=False@10m", "b", ""},
 		{"it is Ready, and has been for long", "node:b", "b=True@60m", "", ""},
 		{"never Ready", "node:b", "b", "b", ""},
+		{"made just now", "node:b", "b!", "", ""},
 		{"no Node any more", "node:b node:c", "c=True@1m", "", "node:b"},
 		{"listed again", "node:a", "a=False@60m", "", "node:a"},
 		{"of somebody else, whose name begins the same", "node:b", "bb=False@60m", "", "node:b"},

@@ -64,19 +64,19 @@ func (r *record) took(grants []grant, roster nodeconf.Roster) {
 	if r.newerThan(roster) {
 		return
 	}
-	listed := func(entry string) bool {
+	stays := func(entry string) bool {
 		kind, name, _ := parseEntry(entry)
 		return roster.Peers.Has(kind == kindOf(true), name)
 	}
 	r.tokens = slices.DeleteFunc(r.tokens, func(entry string) bool {
-		if listed(entry) {
+		if stays(entry) {
 			return false
 		}
 		kind, name, _ := parseEntry(entry)
 		r.left = append(r.left, kind+":"+name)
 		return true
 	})
-	r.left = slices.DeleteFunc(r.left, listed)
+	r.left = slices.DeleteFunc(r.left, stays)
 	slices.Sort(r.left)
 	r.left = slices.Compact(r.left)
 	for _, g := range grants {
