@@ -98,21 +98,5 @@ func TestIdle(t *testing.T) {
 		defer conn.Close()
 	}
 	time.Sleep(2 * time.Second) // all have been asked
-	window, err := time.ParseDuration(os.Getenv("KIMAGE_WINDOW"))
-	if err != nil {
-		window = 10 * time.Second
-	}
-	// Beside other work the same takes longer: one quiet window is enough.
-	for windows := 1; ; windows++ {
-		before, began := need.CPU(t, cmd.Process.Pid), time.Now()
-		time.Sleep(window)
-		percent := 100 * (need.CPU(t, cmd.Process.Pid) - before).Seconds() / time.Since(began).Seconds()
-		t.Logf("%.4f %% of a core over %s", percent, window)
-		if percent > 0 && percent <= limit {
-			return
-		}
-		if windows == 3 {
-			t.Fatal("they take too much")
-		}
-	}
+	need.Idle(t, cmd.Process.Pid, limit, 10*time.Second)
 }

@@ -3,7 +3,6 @@
 package etcd
 
 import (
-	"os"
 	"testing"
 	"time"
 
@@ -33,16 +32,5 @@ func TestEtcdIdle(t *testing.T) {
 		}
 		c.wait(300 * time.Millisecond)
 	}
-	window, err := time.ParseDuration(os.Getenv("KIMAGE_WINDOW"))
-	if err != nil {
-		window = 30 * time.Second
-	}
-	pid := c.machines[0].agent.Process.Pid
-	before, began := need.CPU(t, pid), time.Now()
-	time.Sleep(window)
-	percent := 100 * (need.CPU(t, pid) - before).Seconds() / time.Since(began).Seconds()
-	t.Logf("%.4f %% of a core over %s", percent, window)
-	if percent > limit || percent == 0 {
-		t.Errorf("it takes %.4f %% of a core", percent)
-	}
+	need.Idle(t, c.machines[0].agent.Process.Pid, limit, 30*time.Second)
 }
