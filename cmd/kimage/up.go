@@ -155,13 +155,20 @@ func (u *upFlags) clusterFile(cmd *cobra.Command) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	dir := filepath.Dir(u.file)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s cannot be written, there is no directory %s: make it, or name another file with -f", u.file, dir)
+	}
 	o := cluster.Outline{Topology: u.topology, Name: "demo", OS: u.osName, Kubernetes: u.kubernetes}
 	text, err := newClusterFile(&o)
 	if err != nil {
 		return err
 	}
+	if err := atomicfile.Write(u.file, []byte(text), 0o644); err != nil {
+		return err
+	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "wrote %s: topology %s, %s, Kubernetes %s\n", u.file, o.Topology, o.OS, o.Kubernetes)
-	return atomicfile.Write(u.file, []byte(text), 0o644)
+	return nil
 }
 
 // start boots the machines, unless they run: fresh ones, or those that were there when

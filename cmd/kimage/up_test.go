@@ -335,6 +335,7 @@ func TestUpRefuses(t *testing.T) {
 	}{
 		"memory":   {[]string{"-f", "large.yaml", "--image", image}, "1 machines need 10000099 MiB of memory, and "},
 		"no image": {[]string{"-f", "a.yaml", "--image", "none.raw"}, "none.raw: no such file"},
+		"no place": {[]string{"-f", "none/a.yaml", "--image", image}, "there is no directory none: make it"},
 		"topology": {[]string{"-f", "b.yaml", "--topology", "4"}, `unknown topology "4"`},
 		"system":   {[]string{"-f", "c.yaml", "--os", "debian-99"}, `debian-99`},
 	} {
