@@ -73,11 +73,11 @@ RUN ?= .
 integration: deps
 	$(GO) test -tags integration -count=1 -v -timeout 30m -run '$(RUN)' ./bootstrap/kube ./pkg/squashfs
 
-# How many machines one story may boot. Stories go one by one: two emulated machines on two
-# processors wait for each other's locks, and take longer than one after the other.
+# How many machines one story may boot. Stories of one machine go two by two, each paced, which
+# is one thread: all processors of a machine that is not wait for each other's locks.
 MACHINES ?= $(if $(CI),1,3)
 e2e: deps build
-	KIMAGE_E2E_MACHINES=$(MACHINES) $(GO) test -tags e2e -count=1 -v -timeout $$((20 + 60 * $(MACHINES)))m -run '$(RUN)' ./e2e
+	KIMAGE_E2E_MACHINES=$(MACHINES) $(GO) test -tags e2e -count=1 -v -timeout $$((20 + 60 * $(MACHINES)))m -parallel 2 -run '$(RUN)' ./e2e
 
 SEED ?= 0
 CHAOS := $(GO) test -tags chaos -count=1 -v -run "TestModel$$|TestChaos$$|TestChaosRepair|TestChaosNoQuorum|TestHistory|TestTheseus|TestGrow|TestNewerEtcd|TestEtcd" -parallel 4 -timeout 4h ./bootstrap/etcd -seed $(SEED)
@@ -94,7 +94,7 @@ chaos-short: deps
 	KIMAGE_CHAOS_LOG=$(CURDIR)/.chaos.log $(CHAOS) -chaos 12 || { cut -c1-300 .chaos.log; exit 1; }
 
 e2e-all: deps build
-	KIMAGE_E2E_ALL=1 KIMAGE_E2E_MACHINES=8 KIMAGE_E2E_WINDOW=10m $(GO) test -tags e2e -count=1 -v -timeout 12h -run '$(RUN)' ./e2e
+	KIMAGE_E2E_ALL=1 KIMAGE_E2E_MACHINES=8 KIMAGE_E2E_WINDOW=10m $(GO) test -tags e2e -count=1 -v -timeout 12h -parallel 2 -run '$(RUN)' ./e2e
 
 # libvirtd is the story's own, in a network of its own.
 e2e-vagrant: MORE := libvirt-daemon-system libvirt-clients dnsmasq-base

@@ -21,6 +21,7 @@ const etcdHealth = "etcdctl --endpoints=https://10.0.2.15:2379 --cacert=/etc/kim
 // TestTopology1: a machine powers on with what kimage config wrote, boots by UEFI, and
 // becomes a cluster by itself: nobody runs a command, and no network leads out.
 func TestTopology1(t *testing.T) {
+	t.Parallel()
 	key := newKey(t)
 	// Without a route to anywhere and without a DNS server; static, since a DHCP
 	// server would tell both.
@@ -29,7 +30,7 @@ func TestTopology1(t *testing.T) {
 	capture := filepath.Join(t.TempDir(), "packets")
 	started := time.Now()
 	n := bootWith(t, qemu.Config{Dir: filepath.Join(t.TempDir(), "node"), Firmware: qemu.UEFI, MemoryMiB: 4096, Seed: filepath.Join(config, "nodes/k8s-01/seed.iso"), Capture: capture}, user, key)
-	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), slack*15*time.Minute)
 	defer cancel()
 	if err := n.awaitReady(ctx); err != nil {
 		r, _ := n.try("kimage-agent status; journalctl -u kimage-agent -o cat --no-pager | tail -n 30", 2*time.Minute)

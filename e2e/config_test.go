@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -98,6 +99,9 @@ func toolDir(t *testing.T, parts ...string) (dir string, made bool) {
 	return dir, err == nil
 }
 
+// making are the mutexes of the directories that tool makes.
+var making sync.Map
+
 // tool makes dir by fill unless it was made before; a half-made one never
 // gets the name.
 func tool(t *testing.T, fill func(dir string), parts ...string) string {
@@ -105,6 +109,12 @@ func tool(t *testing.T, fill func(dir string), parts ...string) string {
 	dir, made := toolDir(t, parts...)
 	if made {
 		return dir
+	}
+	one, _ := making.LoadOrStore(dir, new(sync.Mutex))
+	one.(*sync.Mutex).Lock()
+	defer one.(*sync.Mutex).Unlock()
+	if _, made := toolDir(t, parts...); made {
+		return dir // by another story
 	}
 	part := dir + ".part"
 	if err := os.RemoveAll(part); err != nil {

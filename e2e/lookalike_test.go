@@ -192,7 +192,7 @@ func same(t *testing.T, a, b string, offset, size int64) bool {
 // becomesReady waits, and looks at what every machine promises.
 func (n *node) becomesReady(started time.Time) {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(n.t.Context(), 15*time.Minute)
+	ctx, cancel := context.WithTimeout(n.t.Context(), slack*15*time.Minute)
 	defer cancel()
 	if err := n.awaitReady(ctx); err != nil {
 		r, _ := n.try("kimage-agent status; journalctl -u kimage-agent -o cat --no-pager | tail -n 30", 2*time.Minute)

@@ -27,7 +27,7 @@ func TestServe3(t *testing.T) {
 	var players []player
 	for number, firmware := range []string{qemu.BIOS, qemu.UEFI, qemu.BIOS} {
 		m := r.machine(number+1, firmware)
-		m.memory, m.accel = 2560, qemu.Pace()
+		m.memory = 2560
 		if m.name == "k8s-03" {
 			m.cpus, m.memory = 1, 1536
 		}

@@ -209,7 +209,7 @@ type metalMachine struct {
 func (r *room) machine(number int, firmware string) *metalMachine {
 	r.t.Helper()
 	name := fmt.Sprintf("k8s-%02d", number)
-	m := &metalMachine{room: r, number: number, name: name, address: fmt.Sprintf("192.168.77.%d", 100+number), cpus: 2, memory: 4096, accel: []string{"-accel", "tcg,thread=multi"},
+	m := &metalMachine{room: r, number: number, name: name, address: fmt.Sprintf("192.168.77.%d", 100+number), cpus: 2, memory: 4096, accel: qemu.Pace(),
 		disk: filepath.Join(r.dir, name+".qcow2"), console: filepath.Join(r.dir, name+".log")}
 	if out, err := r.inside(r.t.Context(), "sh", "-ec", fmt.Sprintf("ip tuntap add tap%[1]d mode tap; ip link set tap%[1]d master br0 up", number)).CombinedOutput(); err != nil {
 		r.t.Fatalf("%v\n%s", err, out)
@@ -254,7 +254,7 @@ func (m *metalMachine) off() {
 
 func (m *metalMachine) awaitPhase(want string, limit time.Duration) {
 	m.t.Helper()
-	for end := time.Now().Add(limit); !strings.HasPrefix(m.phase(m.name), want); time.Sleep(2 * time.Second) {
+	for end := time.Now().Add(slack * limit); !strings.HasPrefix(m.phase(m.name), want); time.Sleep(2 * time.Second) {
 		if time.Now().After(end) {
 			m.t.Fatalf("%s is not %s within %s, but %s", m.name, want, limit, m.phase(m.name))
 		}
@@ -273,7 +273,7 @@ func (m *metalMachine) ssh(command string) string {
 
 // try returns what a command on the machine prints.
 func (m *metalMachine) try(command string) (string, error) {
-	out, err := m.inside(m.t.Context(), "ssh", "-q", "-i", m.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=20", m.who+"@"+m.address, command).CombinedOutput()
+	out, err := m.inside(m.t.Context(), "ssh", "-q", "-i", m.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=60", m.who+"@"+m.address, command).CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }
 
@@ -297,7 +297,7 @@ func (m *metalMachine) powerCycles(n int) {
 		m.off()
 		before := strings.Count(m.words(), "k8s-01: boots its disk")
 		m.on()
-		for end := time.Now().Add(4 * time.Minute); strings.Count(m.words(), "k8s-01: boots its disk") == before; time.Sleep(time.Second) {
+		for end := time.Now().Add(slack * 4 * time.Minute); strings.Count(m.words(), "k8s-01: boots its disk") == before; time.Sleep(time.Second) {
 			if time.Now().After(end) {
 				m.t.Fatal("it does not boot its disk")
 			}
@@ -352,6 +352,7 @@ func TestServeUEFI(t *testing.T) {
 
 // TestServeUbuntu: as TestServe, of Ubuntu's lookalike with its own first boot.
 func TestServeUbuntu(t *testing.T) {
+	t.Parallel()
 	disk := lookalike(t, "ubuntu")
 	baked := bakeOnto(t, nil, "--os", "ubuntu-24.04", "--base", disk)
 	keepsUbuntus(t, disk, baked)

@@ -72,11 +72,12 @@ func (u up) down() {
 // TestUp: kimage up makes a cluster on this computer, which is there after it has
 // ended: kubectl, SSH, status and the machine's own words; kimage down leaves nothing.
 func TestUp(t *testing.T) {
+	t.Parallel()
 	kubectlProgram := need.Built(t, "kubectl")
 	u := newUp(t)
 	run := u.run
 	started := time.Now()
-	out := run("up", "--os", system, "--image", image, "--timeout", "15m")
+	out := run("up", "--os", system, "--image", image, "--paced", "--timeout", "50m")
 	t.Logf("Ready after %s", time.Since(started).Round(time.Second))
 	if !regexp.MustCompile(`(?m)^k8s-01 +Ready +control-plane,worker +v1\.`).MatchString(out) {
 		t.Errorf("kimage up shows\n%s", out)

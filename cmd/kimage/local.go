@@ -267,7 +267,7 @@ func (l *localCluster) configure(cmd *cobra.Command, f *cluster.File, identity s
 		}
 	}
 	if spec.Accel == "tcg" {
-		unhurried(&f.Cluster.Spec, spec.Crowded())
+		unhurried(&f.Cluster.Spec, spec.Pacing())
 	}
 	s, err := state.Open(openState(cmd, f, identity))
 	if err != nil {
@@ -305,11 +305,11 @@ var ignitionKeys = []string{"opt/com.coreos/config", "opt/org.flatcar-linux/conf
 
 // unhurried lets the control plane of emulated machines be slow, where the file does
 // not say how fast it is to be: by its own times it gives up being the leader, ends
-// itself, and all that its start costs is due again. If the machines are crowded, which
-// have more processors than this computer, nothing is gained by running on several: a
+// itself, and all that its start costs is due again. If the machines are paced, whose
+// processors are one thread here, nothing is gained by running on several: a
 // Go program that may use one looks for work on others less often, and a master that is
 // Ready takes a sixth less.
-func unhurried(spec *cluster.Spec, crowded bool) {
+func unhurried(spec *cluster.Spec, paced bool) {
 	set := func(o *cluster.Object, key string, value any) {
 		if *o == nil {
 			*o = cluster.Object{}
@@ -324,7 +324,7 @@ func unhurried(spec *cluster.Spec, crowded bool) {
 	}
 	components := map[string]map[string]any{"controllerManager": {"extraArgs": args}, "scheduler": {"extraArgs": args}, "apiServer": {}}
 	for component, fields := range components {
-		if crowded {
+		if paced {
 			fields["extraEnvs"] = []any{map[string]any{"name": "GOMAXPROCS", "value": "1"}}
 		}
 		if len(fields) > 0 {
@@ -367,14 +367,15 @@ func accelerator(cmd *cobra.Command) (string, error) {
 }
 
 // prepare makes everything that machines boot from. image names a baked image; empty:
-// it is baked. now are the machines that run; nil: there are none yet.
-func (l *localCluster) prepare(cmd *cobra.Command, f *cluster.File, identity, image string, now *local.Spec) (spec local.Spec, s *state.Store, err error) {
+// it is baked. now are the machines that run; nil: there are none yet, and paced is what
+// they will be.
+func (l *localCluster) prepare(cmd *cobra.Command, f *cluster.File, identity, image string, now *local.Spec, paced bool) (spec local.Spec, s *state.Store, err error) {
 	if err := l.needs(f); err != nil {
 		return spec, nil, err
 	}
 	accel := ""
 	if now != nil {
-		accel = now.Accel
+		accel, paced = now.Accel, now.Paced
 	} else if accel, err = accelerator(cmd); err != nil {
 		return spec, nil, err
 	}
@@ -385,9 +386,13 @@ func (l *localCluster) prepare(cmd *cobra.Command, f *cluster.File, identity, im
 	if err != nil {
 		return spec, nil, err
 	}
-	spec.User = o.User
-	if now == nil && spec.Crowded() {
+	spec.User, spec.Paced = o.User, paced
+	switch {
+	case now != nil:
+	case spec.Crowded():
 		fmt.Fprintf(cmd.ErrOrStderr(), "%d emulated machines share %d processors: their time passes more slowly than here, and it takes at least %d minutes until they are Ready\n", len(spec.Machines), runtime.NumCPU(), 5*len(spec.Machines))
+	case spec.Pacing():
+		fmt.Fprintln(cmd.ErrOrStderr(), "the machines' time passes as fast as they get on, more slowly than here")
 	}
 	const imageMiB = 1024
 	if now == nil {

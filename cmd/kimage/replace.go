@@ -89,7 +89,7 @@ func (l *localCluster) replace(cmd *cobra.Command, u *upFlags, name string, yes 
 	if err != nil {
 		return err
 	}
-	spec, s, err := l.prepare(cmd, f, u.identity, u.image, &now)
+	spec, s, err := l.prepare(cmd, f, u.identity, u.image, &now, false)
 	if err != nil {
 		return err
 	}

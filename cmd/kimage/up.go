@@ -27,7 +27,7 @@ import (
 type upFlags struct {
 	file, identity, image        string
 	topology, osName, kubernetes string
-	keep                         bool
+	keep, paced                  bool
 	timeout                      time.Duration
 }
 
@@ -66,6 +66,7 @@ unless --keep is given; the cluster file and the cluster's secrets stay.`,
 	f.StringVar(&u.kubernetes, "kubernetes", "", "of a new cluster file: Kubernetes version (default: newest)")
 	f.StringVar(&u.image, "image", "", "raw or qcow2 image to boot (default: baked)")
 	f.BoolVar(&u.keep, "keep", false, "keep the machines also when they do not become Ready")
+	f.BoolVar(&u.paced, "paced", false, "of a new cluster whose machines are emulated: their time passes as fast as they get on, so that no deadline passes because this computer is slow or busy (always so where they have more processors than it)")
 	f.DurationVar(&u.timeout, "timeout", time.Hour, "how long to wait until they are Ready")
 	return cmd
 }
@@ -214,7 +215,7 @@ func (l *localCluster) start(cmd *cobra.Command, f *cluster.File, u *upFlags) (m
 			err = errors.Join(err, l.discard(io.Discard))
 		}
 	}()
-	spec, s, err := l.prepare(cmd, f, u.identity, u.image, nil)
+	spec, s, err := l.prepare(cmd, f, u.identity, u.image, nil, u.paced)
 	if err != nil {
 		return nil, err
 	}
@@ -290,7 +291,7 @@ func (l *localCluster) follow(cmd *cobra.Command, f *cluster.File, u *upFlags) e
 	if len(added) == 0 {
 		return nil
 	}
-	spec, s, err := l.prepare(cmd, f, u.identity, u.image, &now)
+	spec, s, err := l.prepare(cmd, f, u.identity, u.image, &now, false)
 	if err != nil {
 		return err
 	}
@@ -379,6 +380,9 @@ func (l *localCluster) await(cmd *cobra.Command, timeout time.Duration, stay boo
 		l.tellConsoles(cmd.Context(), cmd.ErrOrStderr(), stay)
 		if !stay {
 			fmt.Fprintln(cmd.ErrOrStderr(), "\n--keep keeps machines that do not become Ready, to look into them")
+		}
+		if spec, err := l.Spec(); err == nil && spec.Accel != "kvm" && !spec.Pacing() {
+			fmt.Fprintln(cmd.ErrOrStderr(), "a computer that is slow or busy needs kimage up --paced, after kimage down")
 		}
 	}
 	return err

@@ -39,8 +39,9 @@ import (
 
 // Spec is a set of machines.
 type Spec struct {
-	User     string       `json:"user"`  // the account that first boot makes
-	Accel    string       `json:"accel"` // kvm or tcg
+	User     string       `json:"user"`            // the account that first boot makes
+	Accel    string       `json:"accel"`           // kvm or tcg
+	Paced    bool         `json:"paced,omitempty"` // also where they are not crowded, see Pacing
 	Subnet   netip.Prefix `json:"subnet"`
 	Server   netip.Addr   `json:"server"`  // an address of Subnet that no machine has, for DHCP
 	APIPort  int          `json:"apiPort"` // on 127.0.0.1; 0: chosen by the supervisor, and written here

@@ -390,6 +390,12 @@ func TestCrowded(t *testing.T) {
 		if s.Crowded() != c.want {
 			t.Errorf("%s, %d processors on %d: %t", c.accel, c.cpus, have, !c.want)
 		}
+		if s.Pacing() != c.want {
+			t.Errorf("%s, %d processors on %d: pacing %t", c.accel, c.cpus, have, !c.want)
+		}
+		if s.Paced = true; s.Pacing() != (c.accel == "tcg") {
+			t.Errorf("%s, asked for: pacing %t", c.accel, s.Pacing())
+		}
 	}
 }
 

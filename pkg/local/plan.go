@@ -153,6 +153,9 @@ func (s Spec) Crowded() bool {
 	return s.Accel != "kvm" && cpus > runtime.NumCPU()
 }
 
+// Pacing says that the machines' time passes as fast as they get on, see qemu.Pace.
+func (s Spec) Pacing() bool { return s.Crowded() || s.Paced && s.Accel != "kvm" }
+
 // Names are those of all machines.
 func (s Spec) Names() (all []string) {
 	for _, m := range s.Machines {

@@ -154,7 +154,7 @@ func (v *supervisor) apiServers() (all []int) {
 func (v *supervisor) start(ctx context.Context, m Machine) error {
 	m, told := v.owning(m)
 	c := qemu.Config{Dir: v.set.machineDir(m.Name), Sockets: v.run, Image: m.Image, Format: m.Format, DiskGiB: m.DiskGiB, CPUs: m.CPUs, MemoryMiB: m.MemoryMiB,
-		Seed: m.Seed, FwCfg: m.FwCfg, UUID: m.UUID, Serial: m.Serial, Accel: v.spec.Accel, Paced: v.crowded(), Cache: "writeback", LAN: v.socket[m.Name], LANMAC: m.MAC}
+		Seed: m.Seed, FwCfg: m.FwCfg, UUID: m.UUID, Serial: m.Serial, Accel: v.spec.Accel, Paced: v.pacing(), Cache: "writeback", LAN: v.socket[m.Name], LANMAC: m.MAC}
 	if m.API {
 		c.Forward = []int{apiPort}
 	}
@@ -359,7 +359,9 @@ func (v *supervisor) list() []Machine {
 	return slices.Clone(v.spec.Machines)
 }
 
-func (v *supervisor) crowded() bool { return Spec{Accel: v.spec.Accel, Machines: v.list()}.Crowded() }
+func (v *supervisor) pacing() bool {
+	return Spec{Accel: v.spec.Accel, Paced: v.spec.Paced, Machines: v.list()}.Pacing()
+}
 
 func (v *supervisor) machine(name string) *qemu.Machine {
 	v.mu.Lock()

@@ -36,7 +36,8 @@ func (v *supervisor) takeTurns(ctx context.Context) {
 		case <-tick:
 		}
 		phases, ready := map[string]string{}, true
-		all, crowded := v.list(), v.crowded()
+		all := v.list()
+		crowded := Spec{Accel: v.spec.Accel, Machines: all}.Crowded()
 		for _, m := range all {
 			phases[m.Name] = v.set.Screen(m.Name).Phase
 			ready = ready && phases[m.Name] == PhaseReady
