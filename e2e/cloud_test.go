@@ -164,7 +164,7 @@ func newCloud(t *testing.T, system, user string) *cloud {
 	if err := os.WriteFile(filepath.Join(c.dir, "cluster.yaml"), fmt.Appendf(nil, gceCluster, system, key.Public), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	c.api.Operator()
+	c.env = c.api.Operator()
 	need.Judge(t, "ip", "netns", "add", c.ns)
 	t.Cleanup(func() { need.Judge(t, "ip", "netns", "del", c.ns) })
 	script := "ip link set lo up; ip tuntap add tap0 mode tap; ip addr add " + gceRouter + "/24 dev tap0; ip addr add " + gceServer + "/32 dev tap0; ip link set tap0 up"

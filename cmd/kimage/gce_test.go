@@ -33,7 +33,10 @@ func gceProject(t *testing.T, topology, osName string) (dir string, s *gcetest.S
   pools:
   - {name: more, size: 2, machine: {gce: {machineType: e2-standard-8, diskGiB: 100}}}
 `)
-	s.Operator()
+	for _, set := range s.Operator() {
+		key, value, _ := strings.Cut(set, "=")
+		t.Setenv(key, value)
+	}
 	gceImage(t, dir, osName, "gce")
 	return dir, s
 }

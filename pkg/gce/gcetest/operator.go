@@ -10,9 +10,9 @@ import (
 	"path/filepath"
 )
 
-// Operator makes this process, and what it starts, one that asks this server with a service
-// account's credentials, until the test ends.
-func (s *Server) Operator() {
+// Operator is the environment, in the form "key=value", of a process that asks this server
+// with a service account's credentials, until the test ends.
+func (s *Server) Operator() []string {
 	s.t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -31,6 +31,5 @@ func (s *Server) Operator() {
 	if err := os.WriteFile(file, account, 0o600); err != nil {
 		s.t.Fatal(err)
 	}
-	s.t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", file)
-	s.t.Setenv("KIMAGE_GCE_ENDPOINT", s.URL)
+	return []string{"GOOGLE_APPLICATION_CREDENTIALS=" + file, "KIMAGE_GCE_ENDPOINT=" + s.URL}
 }
