@@ -382,7 +382,7 @@ func (l *localCluster) await(cmd *cobra.Command, timeout time.Duration, stay boo
 			fmt.Fprintln(cmd.ErrOrStderr(), "\n--keep keeps machines that do not become Ready, to look into them")
 		}
 		if spec, err := l.Spec(); err == nil && spec.Accel != "kvm" && !spec.Pacing() {
-			fmt.Fprintln(cmd.ErrOrStderr(), "a computer that is slow or busy needs kimage up --paced, after kimage down")
+			fmt.Fprintln(cmd.ErrOrStderr(), "a computer that is slow or busy needs new machines by kimage up --paced")
 		}
 	}
 	return err
