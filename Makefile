@@ -67,6 +67,7 @@ test: deps build lint
 	$(MAKE) e2e MACHINES=1
 	$(GO) test ./bootstrap/balancer # its promises are of two seconds: nothing runs beside it
 	$(GO) test -timeout 40m -skip "^TestModel$$" $$($(GO) list ./... | grep -v bootstrap/balancer$$)
+	$(MAKE) integration RUN='^TestStory$$'
 	$(MAKE) chaos-short # and TestModel, which prints how many states there are
 
 RUN ?= .

@@ -83,7 +83,7 @@ func (n apiNode) readyUntil(now time.Time) time.Time {
 		case c.Type != "Ready":
 		case c.Status == "True":
 			return now
-		case c.Since.After(until):
+		case !c.Since.IsZero():
 			until = c.Since
 		}
 	}
