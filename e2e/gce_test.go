@@ -88,7 +88,7 @@ func (c *cloud) boot(disk string) {
 	c.t.Helper()
 	overlay := filepath.Join(c.dir, "disk.qcow2")
 	need.Judge(c.t, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", disk, overlay, "20G")
-	cmd := c.inside(context.Background(), append([]string{"qemu-system-x86_64", "-cpu", "max", "-smp", "2", "-m", "4096", "-display", "none", "-nodefaults", "-no-user-config",
+	cmd := c.inside(context.Background(), append([]string{"qemu-system-x86_64", "-smp", "2", "-m", "4096", "-display", "none", "-nodefaults", "-no-user-config",
 		"-serial", "file:" + c.console, "-device", "virtio-rng-pci", "-smbios", "type=1,manufacturer=Google,product=Google Compute Engine,serial=GoogleCloud-4711",
 		"-netdev", "tap,id=n,ifname=tap0,script=no,downscript=no", "-device", "virtio-net-pci,netdev=n,mac=42:01:0a:84:00:02",
 		"-device", "virtio-scsi-pci", "-drive", "if=none,id=d,format=qcow2,cache=unsafe,discard=unmap,file=" + overlay, "-device", "scsi-hd,drive=d"}, qemu.Pace()...)...)

@@ -232,7 +232,7 @@ func (r *room) machine(number int, firmware string) *metalMachine {
 // on switches the machine on.
 func (m *metalMachine) on() {
 	m.t.Helper()
-	argv := append([]string{"qemu-system-x86_64", "-cpu", "max", "-smp", strconv.Itoa(m.cpus), "-m", strconv.Itoa(m.memory), "-display", "none", "-nodefaults", "-no-user-config",
+	argv := append([]string{"qemu-system-x86_64", "-smp", strconv.Itoa(m.cpus), "-m", strconv.Itoa(m.memory), "-display", "none", "-nodefaults", "-no-user-config",
 		"-serial", "file:" + m.console, "-device", "virtio-rng-pci", "-uuid", fmt.Sprintf("5a1b2c3d-0000-4000-8000-0000000000%02d", m.number),
 		"-netdev", fmt.Sprintf("tap,id=n,ifname=tap%d,script=no,downscript=no", m.number), "-device", fmt.Sprintf("virtio-net-pci,netdev=n,mac=52:54:00:17:08:%02d,bootindex=1", m.number),
 		"-drive", "if=none,id=d,format=qcow2,cache=unsafe,discard=unmap,file=" + m.disk, "-device", "virtio-blk-pci,drive=d,serial=DISK1,bootindex=2"}, m.firmware...)
