@@ -18,12 +18,12 @@ import (
 	"github.com/kimage-project/kimage/pkg/qemu"
 )
 
-// cutPhases are the agent's phases before Ready, in their order, and how long
-// each lasts on two emulated cores; that is measured again in each life.
+// cutPhases are the agent's phases before Ready, in their order, and how long each
+// lasts beside the boot before them; that is measured again in each life.
 var cutPhases = []struct {
 	name string
-	long time.Duration
-}{{"etcd", 3 * time.Second}, {"waiting", 80 * time.Second}, {"init", 2 * time.Minute}, {"joined", 40 * time.Second}}
+	long float64
+}{{"etcd", 0.03}, {"waiting", 0.5}, {"init", 0.8}, {"joined", 0.3}}
 
 // cut is one power cut that is still to come, at a part of a phase.
 type cut struct {
@@ -68,9 +68,6 @@ func TestPowerCuts(t *testing.T) {
 	key := newKey(t)
 	config := filepath.Join(configs(t, system, key.Public, "", "--seed"), "nodes/k8s-01/seed.iso")
 	long := map[string]time.Duration{}
-	for _, p := range cutPhases {
-		long[p.name] = p.long
-	}
 	number := 0
 	for life := 1; len(open) > 0; life++ {
 		if life > 5 {
@@ -86,6 +83,11 @@ func TestPowerCuts(t *testing.T) {
 			now := time.Now()
 			spent[at] += now.Sub(last)
 			at, last = phaseOf(m), now
+			if at != "" && len(long) == 0 { // it has booted
+				for _, p := range cutPhases {
+					long[p.name] = time.Duration(p.long * float64(spent[""]))
+				}
+			}
 			i := slices.IndexFunc(open, func(c cut) bool { return c.phase == at && spent[at] >= time.Duration(c.at*float64(long[at])) })
 			if i < 0 {
 				continue
@@ -136,7 +138,7 @@ func TestJoinCuts(t *testing.T) {
 	master.start()
 	awaits := func(n *clusterNode) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), slack*20*time.Minute)
 		defer cancel()
 		if err := n.awaitReady(ctx); err != nil {
 			t.Fatalf("%s: %v", n.name, err)
@@ -180,7 +182,7 @@ func TestJoinCuts(t *testing.T) {
 // that was: less, if the phase was over before.
 func (n *clusterNode) untilIn(phase string, long time.Duration) (spent time.Duration) {
 	n.t.Helper()
-	const limit = 20 * time.Minute
+	const limit = slack * 20 * time.Minute
 	for began, last, was := time.Now(), time.Now(), ""; ; time.Sleep(50 * time.Millisecond) {
 		now, is := time.Now(), phaseOf(n.Machine)
 		if was == phase {
@@ -198,7 +200,7 @@ func (n *clusterNode) untilIn(phase string, long time.Duration) (spent time.Dura
 
 func machineOf(t *testing.T, c qemu.Config) *qemu.Machine {
 	t.Helper()
-	c.CPUs, c.MemoryMiB, c.Isolated = 2, 4096, true
+	c.CPUs, c.MemoryMiB, c.Isolated, c.Paced = 2, 4096, true, true
 	m, err := qemu.New(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -241,7 +243,7 @@ func powerCut(t *testing.T, m *qemu.Machine, c qemu.Config, key qemu.Key) {
 	}
 	started := time.Now()
 	n := &node{machineOf(t, c), t, user, key}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), slack*20*time.Minute)
 	defer cancel()
 	if err := n.awaitReady(ctx); err != nil {
 		t.Fatal(err)

@@ -13,13 +13,13 @@ import (
 
 // TestTopology3: three machines, all etcd members and workers, two of them
 // masters, power on together and become a cluster; nobody runs a command.
-func TestTopology3(t *testing.T) { topology(t, "3", 3, "make e2e", 45*time.Minute) }
+func TestTopology3(t *testing.T) { topology(t, "3", 3, "make e2e", 25*time.Minute) }
 
 // TestTopology6: two masters that are workers, a worker, three etcd members.
-func TestTopology6(t *testing.T) { topology(t, "6", 6, "make e2e-all", 75*time.Minute) }
+func TestTopology6(t *testing.T) { topology(t, "6", 6, "make e2e-all", 40*time.Minute) }
 
 // TestTopology8: two masters, three workers, three etcd members.
-func TestTopology8(t *testing.T) { topology(t, "8", 8, "make e2e-all", 90*time.Minute) }
+func TestTopology8(t *testing.T) { topology(t, "8", 8, "make e2e-all", 50*time.Minute) }
 
 func topology(t *testing.T, name string, machines int, target string, limit time.Duration) {
 	enough(t, machines, target)
@@ -28,7 +28,7 @@ func topology(t *testing.T, name string, machines int, target string, limit time
 	if len(c.nodes) != machines {
 		t.Fatalf("%d machines, not %d", len(c.nodes), machines)
 	}
-	c.awaitReady(limit)
+	c.awaitReady(slack * limit)
 	c.table()
 	c.checkNodes()
 	c.checkEtcd()
