@@ -33,7 +33,6 @@ import (
 type Config struct {
 	Listen     string             // HOST:PORT; port 0: the system chooses, see Addr
 	Path       string             // what is asked of a backend; empty: /readyz
-	Ping       string             // what is asked of one that is ready, but for every third time: a cheaper question, to notice silence; empty: Path
 	TLS        func() *tls.Config // how backends are asked; the server name is the backend's host
 	First      string             // the backend that is used whenever it is ready; empty: none
 	Seed       string             // decides among equals: nodes differ, one node does not change its mind

@@ -242,25 +242,8 @@ func TestStandby(t *testing.T) {
 	waitFor(t, leftWithin+time.Second, "the only one that is left is reached", func() bool { got, _ := who(b, ca, time.Second); return got == servers[2].addr })
 }
 
-// TestPings: whether an API server is ready is asked every third time, and in
-// between that it answers at all.
-func TestPings(t *testing.T) {
-	noLeaks(t)
-	ca := newCA(t)
-	servers, _ := backends(t, ca, 1)
-	b := start(t, Config{}, ca, servers...)
-	w := openWatch(t, b, ca)
-	time.Sleep(interval)
-	before := servers[0].asked.Load()
-	time.Sleep(9 * interval)
-	if n := servers[0].asked.Load() - before; n < 3 || n > 6 {
-		t.Errorf("asked %d times in 9 intervals, not 4 or 5", n)
-	}
-	w.alive(t)
-}
-
-// TestAnswersPingsAlone: an API server whose etcd hangs still says which version it is.
-func TestAnswersPingsAlone(t *testing.T) {
+// TestHangs: an API server whose etcd hangs speaks TLS, and does not say whether it is ready.
+func TestHangs(t *testing.T) {
 	noLeaks(t)
 	ca := newCA(t)
 	servers, _ := backends(t, ca, 2)

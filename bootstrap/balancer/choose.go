@@ -94,15 +94,16 @@ type limits struct {
 // a leader is elected no member serves, and after it not all begin at once:
 // therefore another must have served for grace.
 func givenUp(backends []state, now time.Time, limit limits, cutUnready bool) (out []int) {
-	serving, steady := false, false
-	for _, b := range backends {
-		if b.listed && b.health == Ready && now.Sub(b.answered) <= patience {
-			serving = true
-			steady = steady || now.Sub(b.ready) >= limit.grace
-		}
-	}
 	over := func(since time.Time, d time.Duration) bool { return !since.IsZero() && now.Sub(since) >= d }
 	for i, b := range backends {
+		serving, steady := false, false
+		for _, o := range backends {
+			// An answer from before it failed may be one from before this machine was cut off.
+			if o.listed && o.health == Ready && now.Sub(o.answered) <= interval+beyond && !o.answered.Before(b.failing.Add(-retry)) {
+				serving = true
+				steady = steady || now.Sub(o.ready) >= limit.grace
+			}
+		}
 		leaderless := steady && (cutUnready || !b.listed) && over(b.failing, limit.late)
 		silent := over(b.dead, patience) || over(b.mute, limit.late)
 		if b.conns > 0 && (serving && silent || leaderless) {

@@ -52,7 +52,9 @@ func TestGivenUp(t *testing.T) {
 	unlisted := func(s state) state { s.listed = false; return s }
 	idle := func(s state) state { s.conns = 0; return s }
 	silent := ready(time.Hour) // its next answer is overdue
-	silent.answered = ago(patience + 1)
+	silent.answered = ago(interval + beyond + 1)
+	before := ready(time.Hour) // it answered, and then both may have been cut off
+	before.answered = ago(interval)
 	justDead := state{health: Dead, listed: true, conns: 1, failing: ago(time.Hour), dead: ago(0)}
 	for _, c := range []struct {
 		name      string
@@ -63,6 +65,7 @@ func TestGivenUp(t *testing.T) {
 		{"dead for a moment", []state{ready(time.Hour), dead(patience - 1)}, nil, nil},
 		{"dead, another only just ready", []state{ready(0), dead(time.Hour)}, []int{1}, []int{1}},
 		{"dead, another silent of late", []state{silent, dead(time.Hour)}, nil, nil},
+		{"dead, another answered before", []state{before, dead(interval - retry - 1)}, nil, nil},
 		{"late, another ready", []state{ready(time.Hour), late(latest)}, []int{1}, []int{1}},
 		{"late for less than others were", []state{ready(time.Hour), late(latest - 1)}, nil, nil},
 		{"late, nobody ready", []state{late(time.Hour), late(time.Hour)}, nil, nil},
@@ -107,7 +110,7 @@ func TestObserve(t *testing.T) {
 		{Ready, 2500, 2510, 2000, 0, 0, 0},
 		{Dead, 3010, 4210, 2000, 3010, 3010, 3010},
 		{Ready, 4300, 4310, 4310, 0, 0, 0},
-		{Ready, 4810, 5310, 4310, 0, 0, 0},
+		{Ready, 4810, 5210, 4310, 0, 0, 0},
 		{Ready, 5810, 6320, 6320, 0, 0, 0}, // silent for more than patience
 	} {
 		s = s.observe(step.h, at(step.began), at(step.ended))
@@ -131,12 +134,9 @@ const (
 
 // TestLeftWithinTwoSeconds: the sum of the times is the promise.
 func TestLeftWithinTwoSeconds(t *testing.T) {
-	const promise, margin = 2 * time.Second, 250 * time.Millisecond
+	const promise, margin = 2 * time.Second, 200 * time.Millisecond
 	if worst := interval + timeout; worst > promise-margin {
 		t.Errorf("a silent backend is left after %v", worst)
-	}
-	if worst := (maxPings+1)*interval + answer; worst > promise-100*time.Millisecond {
-		t.Errorf("an API server that answers pings alone is left after %v", worst)
 	}
 	if worst := interval + patience + retry; worst > promise-margin {
 		t.Errorf("a refusing backend is given up after %v", worst)
@@ -152,7 +152,7 @@ func TestPace(t *testing.T) {
 	if got := p.timeout(); got != timeout {
 		t.Errorf("answers after %s: %s", usual, got)
 	}
-	if got := p.and(time.Second).timeout(); got > timeout+timeout/20 {
+	if got := p.and(timeout).timeout(); got > timeout+timeout/4 {
 		t.Errorf("after one late answer: %s", got)
 	}
 	for range 50 {
@@ -234,7 +234,7 @@ func TestDearAnswers(t *testing.T) {
 		{"few yet", []time.Duration{400 * ms, 400 * ms}, 0},
 		{"quick", slices.Repeat([]time.Duration{3 * ms}, 8), 0},
 		{"quick but for an election", append(slices.Repeat([]time.Duration{2 * time.Second}, 7), 3*ms), 0},
-		{"dear", slices.Repeat([]time.Duration{150 * ms, 200 * ms}, 4), time.Second},
+		{"dear", slices.Repeat([]time.Duration{150 * ms, 200 * ms}, 4), interval},
 		{"dearest", slices.Repeat([]time.Duration{2 * time.Second}, 8), standby - interval},
 		{"quick again", append(slices.Repeat([]time.Duration{2 * time.Second}, 8), 3*ms), 0},
 	} {

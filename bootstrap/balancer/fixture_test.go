@@ -135,9 +135,6 @@ func (s *server) stop() {
 // start runs a balancer over the servers and waits until all are ready.
 func start(t testing.TB, c Config, ca pki.Pair, servers ...*server) *Balancer {
 	t.Helper()
-	if !c.CutUnready {
-		c.Ping = "/ping" // as for API servers
-	}
 	config := trust(ca)
 	c.Listen, c.TLS, c.Logf = "127.0.0.1:0", func() *tls.Config { return config }, logger(t)
 	b, err := New(c)

@@ -31,15 +31,13 @@ const (
 	RosterFile     = "roster.json"     // nodeconf.SignedRoster, the highest that was verified
 )
 
-// pollEvery: the files are small and few, and change once in months.
-const pollEvery = time.Second
+// pollEvery: the files are small and few, and change once in months. It is a tick of
+// the API servers', so that nobody wakes up for it alone.
+const pollEvery = 4 * interval
 
 // apiPath leaves out one of the two checks of etcd, which ask it the same: every
 // machine of the cluster asks every second or so.
-const (
-	apiPath = "/readyz?exclude=etcd"
-	apiPing = "/version"
-)
+const apiPath = "/readyz?exclude=etcd"
 
 // etcdPath leaves out the alarm of corrupt data, which every member reports
 // when one has it: it does not tell which one to leave. What remains is a
@@ -111,7 +109,7 @@ func NewNode(c NodeConfig) (*Node, error) {
 	if seed == "" {
 		seed, _ = os.Hostname() // of a pool
 	}
-	if n.api, err = newService(Config{Listen: c.APIListen, Path: apiPath, Ping: apiPing, Seed: seed, Logf: c.Logf}, func() (*tls.Config, error) { return clientTLS(ca, "", "") }); err != nil {
+	if n.api, err = newService(Config{Listen: c.APIListen, Path: apiPath, Seed: seed, Logf: c.Logf}, func() (*tls.Config, error) { return clientTLS(ca, "", "") }); err != nil {
 		return nil, err
 	}
 	if master {

@@ -111,7 +111,7 @@ func lists(t *testing.T, b *Balancer, want ...string) {
 		if slices.Equal(got, want) {
 			return
 		}
-		if time.Since(began) > 3*time.Second {
+		if time.Since(began) > pollEvery+time.Second {
 			t.Fatalf("backends are %v, want %v", got, want)
 		}
 	}

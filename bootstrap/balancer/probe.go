@@ -44,16 +44,16 @@ func (l *line) close() {
 	l.Close()
 }
 
-// probe takes at most timeout, and from a backend that speaks TLS at once no more
-// than answer. The connection that is kept has half of that for itself; after
-// that a second one finds out whether the backend still speaks TLS, and an answer
-// on either counts. The string is empty or ": " and why the backend is not ready.
-func (p *prober) probe(ctx context.Context, timeout, answer time.Duration) (Health, string) {
+// probe takes at most timeout. The connection that is kept has half of that for
+// itself; after that a second one finds out whether the backend still speaks TLS,
+// and an answer on either counts. The string is empty or ": " and why the backend is
+// not ready.
+func (p *prober) probe(ctx context.Context, timeout time.Duration) (Health, string) {
 	began := time.Now()
 	deadline := began.Add(timeout)
 	kept := p.kept
 	if kept != nil {
-		h, why, err := p.ask(kept, began.Add(answer/2))
+		h, why, err := p.ask(kept, began.Add(timeout/2))
 		if err == nil {
 			return h, why
 		}
@@ -74,14 +74,7 @@ func (p *prober) probe(ctx context.Context, timeout, answer time.Duration) (Heal
 		}
 		return h, ": " + err.Error()
 	}
-	by := began.Add(answer)
-	if least := time.Now().Add(timeout / 8); least.After(by) {
-		by = least
-	}
-	if by.After(deadline) {
-		by = deadline
-	}
-	h, why, err := p.ask(fresh, by)
+	h, why, err := p.ask(fresh, deadline)
 	if err == nil {
 		p.kept = fresh
 		return h, why

@@ -35,13 +35,13 @@ func TestProbe(t *testing.T) {
 			p := &prober{addr: s.addr, path: "/readyz", tls: func() *tls.Config { return c.trust }}
 			defer p.close()
 			for range c.asked {
-				if h, why := p.probe(context.Background(), timeout, timeout); h != Ready {
+				if h, why := p.probe(context.Background(), timeout); h != Ready {
 					t.Fatal(h, why)
 				}
 			}
 			c.set(s)
 			began := time.Now()
-			got, why := p.probe(context.Background(), timeout, timeout)
+			got, why := p.probe(context.Background(), timeout)
 			if got != c.want || !strings.Contains(why, c.why) {
 				t.Errorf("got %v %q, want %v %q", got, why, c.want, c.why)
 			}
@@ -60,7 +60,7 @@ func TestProbesShareOneConnection(t *testing.T) {
 	defer p.close()
 	for i := range 20 {
 		s.status.Store(200 + int32(i%2)*300)
-		p.probe(context.Background(), timeout, timeout)
+		p.probe(context.Background(), timeout)
 	}
 	if n := s.accepted.Load(); n != 1 {
 		t.Errorf("20 probes took %d connections", n)
@@ -79,7 +79,7 @@ func TestServerNameIsTheAddress(t *testing.T) {
 	startRelay(t, l, s.addr, nil)
 	p := &prober{addr: l.Addr().String(), path: "/readyz", tls: func() *tls.Config { return config }}
 	defer p.close()
-	if h, why := p.probe(context.Background(), timeout, timeout); h != Dead || !strings.Contains(why, "not 127.0.1.2") {
+	if h, why := p.probe(context.Background(), timeout); h != Dead || !strings.Contains(why, "not 127.0.1.2") {
 		t.Errorf("got %v %q", h, why)
 	}
 }
