@@ -11,12 +11,12 @@ import (
 // The times of a probe. A backend that falls silent right after an answer is
 // asked again after interval, and found silent after timeout: 1.7 s. One that
 // fails at once is asked again every retry, until it has failed for patience:
-// 1.8 s. Asking costs an API server a read of etcd and this machine most of what
+// 1.75 s. Asking costs an API server a read of etcd and this machine most of what
 // its balancers use of a processor, so that none is asked more often.
 const (
 	interval = 850 * time.Millisecond
 	timeout  = 850 * time.Millisecond
-	patience = 850 * time.Millisecond
+	patience = 800 * time.Millisecond
 	retry    = 100 * time.Millisecond
 	// A backend that stands by, see standsBy, is asked every standby. It is asked at
 	// once when one that is used does not answer for doubt, and when a connection is
@@ -114,7 +114,8 @@ type pace time.Duration
 
 const maxPace = pace(maxTimeout) / slower
 
-func (p pace) and(answer time.Duration) pace { return p + (pace(answer)-p)/5 }
+// and weighs an answer so that one which just came in time does not make the time-out longer.
+func (p pace) and(answer time.Duration) pace { return p + (pace(answer)-p)/slower }
 
 func (p pace) timeout() time.Duration {
 	return min(max(timeout, slower*time.Duration(p)), maxTimeout)

@@ -81,7 +81,7 @@ type limits struct {
 }
 
 // givenUp lists the backends whose connections are closed now: those that are
-// dead for patience while another serves. Without such another, closing gains
+// dead for patience while another serves, which answered since they failed. Without such another, closing gains
 // nothing: it may be this machine that is cut off, or stood still.
 //
 // One that accepts connections and does not answer may be frozen, or have more to
