@@ -74,11 +74,14 @@ RUN ?= .
 integration: deps
 	$(GO) test -tags integration -count=1 -v -timeout 30m -run '$(RUN)' ./bootstrap/kube ./pkg/squashfs
 
+# What stories of e2e said comes last when one fails: the consoles of machines are long.
+TOLD := echo; echo "What the stories said:"; grep -E -A 3 '^ +[a-z0-9_]+_test\.go:[0-9]+: |^--- FAIL' .e2e.log | grep -v 'console of' | cut -c 1-300 | tail -n 100
+
 # How many machines one story may boot. Stories of one machine go two by two, each paced, which
 # is one thread: all processors of a machine that is not wait for each other's locks.
 MACHINES ?= $(if $(CI),1,3)
 e2e: deps build
-	KIMAGE_E2E_MACHINES=$(MACHINES) $(GO) test -tags e2e -count=1 -v -timeout $$((20 + 60 * $(MACHINES)))m -parallel 2 -run '$(RUN)' ./e2e
+	set -o pipefail; KIMAGE_E2E_MACHINES=$(MACHINES) $(GO) test -tags e2e -count=1 -v -timeout $$((20 + 60 * $(MACHINES)))m -parallel 2 -run '$(RUN)' ./e2e 2>&1 | tee .e2e.log || { $(TOLD); exit 1; }
 
 SEED ?= 0
 CHAOS := $(GO) test -tags chaos -count=1 -v -run "TestModel$$|TestChaos$$|TestChaosRepair|TestChaosNoQuorum|TestHistory|TestTheseus|TestGrow|TestNewerEtcd|TestEtcd" -parallel 4 -timeout 4h ./bootstrap/etcd -seed $(SEED)
