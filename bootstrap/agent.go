@@ -199,7 +199,7 @@ func (a *Agent) newEtcd(ctx context.Context) (*etcd.Agent, error) {
 	}
 	only := !a.conf.Node.Has(nodeconf.RoleMaster) && !a.conf.Node.Has(nodeconf.RoleWorker)
 	keeps := false
-	return etcd.New(etcd.Config{Name: a.name, Address: a.conf.Node.Addresses[0], Cluster: a.conf.Cluster, Roster: signed, State: Data + "/state", Settled: 5 * time.Second,
+	return etcd.New(etcd.Config{Name: a.name, Address: a.conf.Node.Addresses[0], Cluster: a.conf.Cluster, Roster: signed, State: Data + "/state",
 		Mounted: func() error { _, err := findData(); return err },
 		Running: etcdRuns, Start: startEtcd, Halt: haltEtcd, Ended: etcdWords, Logf: a.logf, Clock: func(name string, c *peer.Clock) { a.seen.noteClock(name, byEtcd, c) },
 		Report: func(act etcd.Action) {

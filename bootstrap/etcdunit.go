@@ -62,15 +62,27 @@ func etcdRuns(ctx context.Context) (bool, error) {
 	if events, err := readPairsBy(etcdGroup+"/cgroup.events", " "); err == nil && events["populated"] == "1" {
 		return true, nil
 	}
-	out, err := run.Output(ctx, run.Cmd{Argv: []string{"systemctl", "show", "--property=ActiveState", "--value", etcdUnit}})
+	out, err := run.Output(ctx, run.Cmd{Argv: []string{"systemctl", "show", "--property=ActiveState,Job", etcdUnit}})
 	if err != nil {
 		return false, fmt.Errorf("asking systemd for %s: %w", etcdUnit, err)
 	}
-	switch state := strings.TrimSpace(string(out)); state {
+	return unitRuns(string(out))
+}
+
+// unitRuns reads whether a unit runs, or is about to. systemd has started it only some
+// time after it was told to, and a start that waits must not look like one that has ended.
+func unitRuns(shown string) (bool, error) {
+	properties := map[string]string{}
+	for line := range strings.Lines(shown) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		properties[name] = value
+	}
+	switch state := properties["ActiveState"]; state {
 	case "active", "activating", "reloading", "deactivating":
 		return true, nil
 	case "inactive", "failed":
-		return false, nil
+		job := properties["Job"] // its number; without one systemd shows none, or 0
+		return job != "" && job != "0", nil
 	default:
 		return false, fmt.Errorf("systemd says that %s is %q", etcdUnit, state)
 	}

@@ -34,19 +34,19 @@ type Config struct {
 	Heartbeat time.Duration // of etcd, the same on all members; 0: see timing
 	Election  time.Duration // of etcd, the same on all members; 0: see timing
 	Interval  time.Duration // between looks while something is awaited; 0: a second
-	Settled   time.Duration // between looks while etcd runs; 0: ten seconds
+	Settled   time.Duration // between looks while etcd runs; 0: seven seconds
 	Timeout   time.Duration // of one question; 0: five seconds
 	Count     time.Duration // how old a copy of the disk may be and not be noticed; 0: ten minutes
 
 	// Mounted says why State must not be believed; no error: KIMAGE is mounted there.
 	Mounted func() error
-	// Running says whether etcd's process runs.
+	// Running says whether etcd runs, or is about to: from Start on.
 	Running func(context.Context) (bool, error)
 	// Start starts etcd; on one that runs already it does nothing.
 	Start func(context.Context, Launch) error
 	// Ended returns the last words of an etcd that does not run; nil: it has none.
 	Ended func(context.Context) (string, error)
-	// Halt stops etcd and returns when it has ended.
+	// Halt stops etcd, if it runs or is about to, and returns when it has ended.
 	Halt func(context.Context) error
 
 	// Clock is told what an answer showed of another member's clock; nil: nothing.
@@ -81,6 +81,10 @@ type Agent struct {
 	last    Action
 }
 
+// settled is the pause between looks while etcd runs. Its end is noticed before that where
+// other members ask.
+const settled = 7 * time.Second
+
 // New checks the config and reads the certificates; it touches no state.
 func New(cfg Config) (*Agent, error) {
 	switch {
@@ -94,7 +98,7 @@ func New(cfg Config) (*Agent, error) {
 	fill(&cfg.PKI, nodeconf.PKIDir)
 	fill(&cfg.Etcdutl, "etcdutl")
 	fill(&cfg.Interval, time.Second)
-	fill(&cfg.Settled, 10*time.Second)
+	fill(&cfg.Settled, settled)
 	fill(&cfg.Timeout, 5*time.Second)
 	if cfg.Logf == nil {
 		cfg.Logf = func(string, ...any) {}
@@ -332,7 +336,7 @@ func (a *Agent) apply(ctx context.Context, s State, act Action) error {
 	case Renew:
 		// The data may have been removed below a running etcd. It would go on as a
 		// member that nobody can replace, since the others hear it.
-		if err := a.halt(ctx); err != nil {
+		if err := a.cfg.Halt(ctx); err != nil {
 			return err
 		}
 		return a.member.renew(s)
@@ -348,7 +352,7 @@ func (a *Agent) apply(ctx context.Context, s State, act Action) error {
 	case Found:
 		return a.member.found(ctx, s, act.Record, a.make)
 	case SetAside:
-		if err := a.halt(ctx); err != nil {
+		if err := a.cfg.Halt(ctx); err != nil {
 			return err
 		}
 		return a.member.setAside(s)
@@ -359,14 +363,6 @@ func (a *Agent) apply(ctx context.Context, s State, act Action) error {
 		return a.cfg.Start(ctx, a.cfg.launch(s.Facts, s.Roster, a.peerURL(s)))
 	}
 	return fmt.Errorf("BUG: no way to do %q", act.Do)
-}
-
-// halt ends etcd, if it runs.
-func (a *Agent) halt(ctx context.Context) error {
-	if running, err := a.cfg.Running(ctx); err != nil || !running {
-		return err
-	}
-	return a.cfg.Halt(ctx)
 }
 
 // peerURL is where the own etcd listens: as the cluster knows it. One that left

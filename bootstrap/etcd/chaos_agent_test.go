@@ -135,7 +135,16 @@ func (n chaosNode) start(_ context.Context, l Launch) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	go cmd.Wait()
+	// As with systemd it runs from the moment on in which it was told to.
+	ended := make(chan struct{})
+	go func() { cmd.Wait(); close(ended) }()
+	for etcdStarted(n.state()) != cmd.Process.Pid {
+		select {
+		case <-ended:
+			return nil
+		case <-time.After(time.Millisecond):
+		}
+	}
 	return nil
 }
 

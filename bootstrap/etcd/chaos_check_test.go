@@ -4,8 +4,11 @@ package etcd
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -111,24 +114,39 @@ func dataOf(m *chaosMachine) (all []string) {
 	return all
 }
 
-// read reads the logs of all machines: who were members after each change must
-// differ from before by one, and be the same to all.
-func (c *checker) read(machines []*chaosMachine) error {
+// each has do read all data directories, each under the name that it has at that moment.
+func each(machines []*chaosMachine, do func(m *chaosMachine, dir string) error) error {
 	for _, m := range machines {
-		for _, dir := range dataOf(m) {
-			_, cluster, err := walIDs(dir)
+		for all := dataOf(m); len(all) > 0; all = all[1:] {
+			err := do(m, all[0])
+			if _, gone := os.Stat(all[0]); err != nil && errors.Is(gone, fs.ErrNotExist) {
+				all = append(all[:1:1], dataOf(m)...) // it was set aside while it was read
+				continue
+			}
 			if err != nil {
 				return err
-			}
-			if c.history[cluster] == nil {
-				c.history[cluster] = newHistory()
-			}
-			if err := c.history[cluster].read(dir); err != nil {
-				return fmt.Errorf("cluster %x: %w", cluster, err)
 			}
 		}
 	}
 	return nil
+}
+
+// read reads the logs of all machines: who were members after each change must
+// differ from before by one, and be the same to all.
+func (c *checker) read(machines []*chaosMachine) error {
+	return each(machines, func(m *chaosMachine, dir string) error {
+		_, cluster, err := walIDs(dir)
+		if err != nil {
+			return err
+		}
+		if c.history[cluster] == nil {
+			c.history[cluster] = newHistory()
+		}
+		if err := c.history[cluster].read(dir); err != nil {
+			return fmt.Errorf("cluster %x: %w", cluster, err)
+		}
+		return nil
+	})
 }
 
 // changes is how many changes of members the logs hold.
@@ -143,28 +161,27 @@ func (c *checker) changes() (n int) {
 // there, and no member ID in two incarnations, whenever they were.
 func (c *checker) look(machines []*chaosMachine) error {
 	clusters := map[uint64][]string{}
-	for _, m := range machines {
-		for _, dir := range dataOf(m) {
-			name := strings.TrimPrefix(filepath.Base(dir), asideHead)
-			member, cluster, err := walIDs(dir)
-			if err != nil {
-				return fmt.Errorf("data of %s: %w", m.Name, err)
-			}
-			if o := c.incarnation[member]; o != "" && o != name {
-				return fmt.Errorf("S2: member ID %x of incarnations %s and %s", member, o, name)
-			}
-			if o, ok := c.member[name]; ok && o != member {
-				return fmt.Errorf("S2: incarnation %s with member IDs %x and %x", name, o, member)
-			}
-			if _, ok := c.member[name]; !ok {
-				c.seen++
-			}
-			c.incarnation[member], c.member[name] = name, member
-			clusters[cluster] = append(clusters[cluster], m.Name)
+	err := each(machines, func(m *chaosMachine, dir string) error {
+		name := strings.TrimPrefix(filepath.Base(dir), asideHead)
+		member, cluster, err := walIDs(dir)
+		if err != nil {
+			return fmt.Errorf("data of %s: %w", m.Name, err)
 		}
-	}
-	if len(clusters) > 1 {
+		if o := c.incarnation[member]; o != "" && o != name {
+			return fmt.Errorf("S2: member ID %x of incarnations %s and %s", member, o, name)
+		}
+		if o, ok := c.member[name]; ok && o != member {
+			return fmt.Errorf("S2: incarnation %s with member IDs %x and %x", name, o, member)
+		}
+		if _, ok := c.member[name]; !ok {
+			c.seen++
+		}
+		c.incarnation[member], c.member[name] = name, member
+		clusters[cluster] = append(clusters[cluster], m.Name)
+		return nil
+	})
+	if err == nil && len(clusters) > 1 {
 		return fmt.Errorf("S1: data of several clusters: %x", clusters)
 	}
-	return nil
+	return err
 }

@@ -19,7 +19,7 @@ func TestEtcdIdle(t *testing.T) {
 	t.Setenv("GOMAXPROCS", "1") // as in the agent's unit
 	c := newChaos(t, 2, programs(t), 3)
 	for _, m := range c.machines {
-		m.Settled = 5 * time.Second // as on a node
+		m.Settled = settled // as on a node
 		c.tell(m)
 		c.boot(m)
 	}

@@ -118,3 +118,28 @@ func TestEndpoint(t *testing.T) {
 		}
 	})
 }
+
+// TestEndIsNoticed: who asks a member whose etcd has ended ends its pause, but only
+// once: members that wait would wake each other for ever.
+func TestEndIsNoticed(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		last    Verb
+		running bool
+		want    bool
+	}{
+		{"it ended", Keep, false, true},
+		{"it runs", Keep, true, false},
+		{"it is being started", Start, false, false},
+		{"it waits", Wait, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := newAgent(Config{Running: func(context.Context) (bool, error) { return c.running, nil }}, nil)
+			a.last.Do = c.last
+			a.live(t.Context(), &Status{Data: true}, false)
+			if got := len(a.woken) > 0; got != c.want {
+				t.Errorf("woken: %v", got)
+			}
+		})
+	}
+}

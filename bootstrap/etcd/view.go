@@ -118,6 +118,11 @@ func (a *Agent) live(ctx context.Context, st *Status, prove bool) {
 	var err error
 	if st.Running, err = a.cfg.Running(ctx); err != nil || !st.Running {
 		st.Running = false
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.last.Do == Keep {
+			a.wake() // it ended since the last look
+		}
 		return
 	}
 	if prove && a.etcd != nil {
