@@ -77,7 +77,7 @@ func TestMutationsAreCaught(t *testing.T) {
 			{"repair.go", "Incarnation: m.Incarnation, Member: m.ID", "Incarnation: s.Facts.Incarnation.ID, Member: m.ID"},
 		}, "TestRepairSchedules", "S2: |member"},
 		{"etcd runs on after its data was removed", []edit{
-			{"agent.go", "		if err := a.halt(ctx); err != nil {\n			return err\n		}\n		return a.member.renew(s)", "		return a.member.renew(s)"},
+			{"agent.go", "		if err := a.cfg.Halt(ctx); err != nil {\n			return err\n		}\n		return a.member.renew(s)", "		return a.member.renew(s)"},
 		}, "TestRepairSchedules", "L2-L4: "},
 		{"who left the roster is not asked before a founding", []edit{
 			{"decide.go", "s.silent(s.Roster.Left, current)", "\"\""},
