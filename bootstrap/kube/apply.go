@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -127,10 +128,57 @@ func (n *Node) try(ctx context.Context, a Action) error {
 	if err := n.write(kubeadmFile, config, 0o600); err != nil {
 		return err
 	}
+	began := n.Now().Truncate(time.Second) // as the API server writes times
 	if err := n.kubeadm(ctx, argv, n.KubeadmBudget); err != nil {
 		return err
 	}
+	if a.Verb == Init && a.Again {
+		if err := n.replaceNode(ctx, began); err != nil {
+			return err
+		}
+	}
 	return n.finish(string(a.Verb))
+}
+
+// replaceNode deletes this master's Node, and its pods, if the Node is from before the
+// machine was imaged again, and has the kubelet make another. A machine that joins has
+// that done by a master (approve); one that initialises finds none, and the proof that it
+// may is the cluster's CA.
+func (n *Node) replaceNode(ctx context.Context, began time.Time) error {
+	c, err := n.caClient()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var node apiNode
+	path := "/api/v1/nodes/" + url.PathEscape(n.Name)
+	if err := c.Get(ctx, path, nil, &node); err != nil {
+		return fmt.Errorf("reading Node %s: %w", n.Name, err)
+	}
+	if !node.Metadata.CreationTimestamp.Before(began) {
+		return nil
+	}
+	if err := n.deleteNode(ctx, c, node, began); err != nil {
+		return err
+	}
+	// It makes its Node once in its life.
+	if err := n.Run(ctx, run.Cmd{Argv: []string{"systemctl", "restart", "kubelet"}}); err != nil {
+		return fmt.Errorf("starting the kubelet again, so that it makes its Node: %w", err)
+	}
+	limited, cancel := context.WithTimeout(ctx, n.KubeadmBudget)
+	defer cancel()
+	for {
+		err := c.Get(limited, path, nil, &node)
+		if err == nil {
+			break
+		}
+		select {
+		case <-limited.Done():
+			return fmt.Errorf("the kubelet did not make Node %s within %s (journalctl -u kubelet): %w", n.Name, n.KubeadmBudget, err)
+		case <-time.After(time.Second):
+		}
+	}
+	return n.kubeadm(ctx, []string{"kubeadm", "init", "phase", "mark-control-plane", "--config", n.path(kubeadmFile)}, n.KubeadmBudget)
 }
 
 // raise brings the cluster to this image's version before its control plane starts.

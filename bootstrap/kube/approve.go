@@ -264,17 +264,26 @@ func (n *Node) deletePods(ctx context.Context, c *kubeapi.Client, node string, b
 	return nil
 }
 
+// deleteNode deletes the Node, and the pods until before, of a machine that was imaged again.
+func (n *Node) deleteNode(ctx context.Context, c *kubeapi.Client, node apiNode, before time.Time) error {
+	name := node.Metadata.Name
+	if err := n.deletePods(ctx, c, name, before); err != nil {
+		return err
+	}
+	if err := c.Delete(ctx, "/api/v1/nodes/"+url.PathEscape(name), node.Metadata.UID); err != nil {
+		return fmt.Errorf("deleting the stale Node %s: %w", name, err)
+	}
+	n.Logf("deleted the Node %s: its machine was imaged again", name)
+	return nil
+}
+
 // execute deletes a stale Node and its pods, then approves or denies. All of it names the
 // very object that was judged.
 func (n *Node) execute(ctx context.Context, c *kubeapi.Client, v verdict) error {
 	if v.approve && v.stale != nil {
-		if err := n.deletePods(ctx, c, v.node, v.csr.Metadata.CreationTimestamp); err != nil {
+		if err := n.deleteNode(ctx, c, *v.stale, v.csr.Metadata.CreationTimestamp); err != nil {
 			return err
 		}
-		if err := c.Delete(ctx, "/api/v1/nodes/"+url.PathEscape(v.node), v.stale.Metadata.UID); err != nil {
-			return fmt.Errorf("deleting the stale Node %s: %w", v.node, err)
-		}
-		n.Logf("deleted the Node %s: its machine was imaged again", v.node)
 	}
 	kind, word := "Denied", "denied"
 	if v.approve {

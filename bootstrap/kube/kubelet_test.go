@@ -31,7 +31,9 @@ func (m machine) kubelet() {
 	var (
 		pods    = map[string]*exec.Cmd{}
 		healthy sync.Once
-		on      = "/run/kubelet.on" // what systemctl of this machine makes and removes
+		on      = "/run/kubelet.on" // what systemctl of this machine makes, touches and removes
+		since   time.Time           // when it was started
+		known   bool                // it has made its Node, or found it: once in its life
 	)
 	for ; ; time.Sleep(300 * time.Millisecond) {
 		manifests, _ := filepath.Glob(kubernetesDir + "/manifests/*.yaml")
@@ -42,8 +44,12 @@ func (m machine) kubelet() {
 				delete(pods, file)
 			}
 		}
-		if !exists(on) || !exists(kubeletDir+"/config.yaml") {
+		started, err := os.Stat(on)
+		if err != nil || !exists(kubeletDir+"/config.yaml") {
 			continue
+		}
+		if !started.ModTime().Equal(since) {
+			since, known = started.ModTime(), false
 		}
 		healthy.Do(func() {
 			go http.ListenAndServe("127.0.0.1:10248", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -61,7 +67,7 @@ func (m machine) kubelet() {
 				}
 			}
 		}
-		if err := m.beat(); err != nil {
+		if err := m.beat(&known); err != nil {
 			log.Printf("kubelet: %v", err)
 			time.Sleep(time.Second)
 		}
@@ -100,7 +106,7 @@ func startPod(file string) (*exec.Cmd, error) {
 }
 
 // beat gets a certificate, registers the Node, or says that it is Ready.
-func (m machine) beat() error {
+func (m machine) beat(known *bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	if !exists(kubeletConf) {
@@ -123,9 +129,12 @@ func (m machine) beat() error {
 	status := object{"status": object{"capacity": room, "allocatable": room, "addresses": []any{object{"type": "InternalIP", "address": m.Address}}, "conditions": []any{object{"type": "Ready", "status": "True", "reason": "Test",
 		"message": "posts", "lastHeartbeatTime": now, "lastTransitionTime": now}}}}
 	err = c.Merge(ctx, "/api/v1/nodes/"+m.Name+"/status", status)
-	if kubeapi.Is(err, 404) {
-		return m.register(ctx, c)
+	if kubeapi.Is(err, 404) && !*known {
+		err = m.register(ctx, c)
+		*known = err == nil
+		return err
 	}
+	*known = *known || err == nil
 	return errors.Join(err, m.endPods(ctx, c))
 }
 

@@ -158,10 +158,13 @@ func TestStory(t *testing.T) {
 	c.wipe("m1")
 	c.wipe("m2")
 	c.startMaster("m2", m2)
-	c.ready(m2, "m2", "")
 	c.joined("m2")
+	c.ready(m2, "m2", second.Metadata.UID)
 	if by := c.joinedBy("m2"); by != "init" {
 		t.Errorf("m2 became a master by %s", by)
+	}
+	if o := c.get(m2, "/api/v1/nodes/m2"); !strings.Contains(fmt.Sprint(kubeapi.Field(o, "spec", "taints")), "node-role.kubernetes.io/control-plane") {
+		t.Errorf("m2 has %v", kubeapi.Field(o, "spec", "taints"))
 	}
 	for name, key := range changed {
 		if got := kubeapi.Text(c.get(m2, "/api/v1/namespaces/kube-system/configmaps/"+name), "data", key); !strings.HasPrefix(got, mine) {
