@@ -74,7 +74,8 @@ RUN ?= .
 integration: deps
 	$(GO) test -tags integration -count=1 -v -timeout 30m -run '$(RUN)' ./bootstrap/kube ./pkg/squashfs
 
-# What stories of e2e said comes last when one fails: the consoles of machines are long.
+# Printed at the end when a story fails: what all of them said, without the long consoles of
+# their machines.
 TOLD := echo; echo "What the stories said:"; grep -E -A 3 '^ +[a-z0-9_]+_test\.go:[0-9]+: |^--- FAIL' .e2e.log | grep -v 'console of' | cut -c 1-300 | tail -n 100
 
 # How many machines one story may boot. Stories of one machine go two by two, each paced, which

@@ -81,8 +81,9 @@ type limits struct {
 }
 
 // givenUp lists the backends whose connections are closed now: those that are
-// dead for patience while another serves, which answered since they failed. Without such another, closing gains
-// nothing: it may be this machine that is cut off, or stood still.
+// dead for patience while another serves, which has answered since they failed.
+// Without such another, closing gains nothing: it may be this machine that is cut
+// off, or stood still.
 //
 // One that accepts connections and does not answer may be frozen, or have more to
 // do than it can. It is given three times the longest delay of handshakes lately,

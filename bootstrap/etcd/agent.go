@@ -81,8 +81,8 @@ type Agent struct {
 	last    Action
 }
 
-// settled is the pause between looks while etcd runs. Its end is noticed before that where
-// other members ask.
+// settled is the pause between looks while etcd runs. That etcd has ended is noticed sooner
+// where other members ask.
 const settled = 7 * time.Second
 
 // New checks the config and reads the certificates; it touches no state.

@@ -161,7 +161,7 @@ func (n *Node) replaceNode(ctx context.Context, began time.Time) error {
 	if err := n.deleteNode(ctx, c, node, began); err != nil {
 		return err
 	}
-	// It makes its Node once in its life.
+	// A kubelet makes its Node once in its life: one that found the old Node makes no other.
 	if err := n.Run(ctx, run.Cmd{Argv: []string{"systemctl", "restart", "kubelet"}}); err != nil {
 		return fmt.Errorf("starting the kubelet again, so that it makes its Node: %w", err)
 	}
